@@ -1,0 +1,1 @@
+"""Shells around the engine: the embedded product, durable state, files, and the `cco` command."""

@@ -1,0 +1,1 @@
+"""The `cco` command, one file per group of commands."""

@@ -1,0 +1,143 @@
+"""Reading configuration and events for the commands: progress, rejected records, dead letters, model files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from agents.cli.common import Bar, UsageProblem, warn
+from agents.files import Chunk, read_events
+from cco.config import Config, parse_config
+from cco.event_data import EventBatch, Rejection
+from cco.events import EventParser
+
+SHOWN = 5  # rejected records that are shown; --dead-letters has all of them
+STANDARD_OUTPUT = "-"
+
+
+def load_config(path: Path | None) -> Config:
+    """The configuration in a file, or the default one. Raises ConfigError, OSError, UsageProblem."""
+    if path is None:
+        return Config()
+    try:
+        return parse_config(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise UsageProblem(f"{path}: not UTF-8, so not TOML") from None
+
+
+@dataclass
+class Intake:
+    """Counts what is read, and shows or writes down what is rejected.
+
+    `strict` turns any rejected record into an error, at the end. `appending` keeps the dead letters that are there.
+    """
+
+    strict: bool = False
+    dead_letters: Path | None = None
+    appending: bool = False
+    accepted: int = 0
+    rejected: int = 0
+    item_changes: int = 0
+    first: list[Rejection] = field(default_factory=list)  # of the rejected ones
+    ended: float = 0.0  # when the last chunk was applied, of time.perf_counter()
+
+    @contextlib.contextmanager
+    def taking(self, bar: Bar) -> Iterator[Callable[[Chunk], None]]:
+        """What to call with each chunk. Raises OSError if dead letters cannot be written."""
+        with self._letters() as letters:
+
+            def take(chunk: Chunk) -> None:
+                self.accepted += len(chunk.batch)
+                self.item_changes += len(chunk.item_changes)
+                self._reject(chunk.rejections, letters)
+                bar(chunk.bytes_read, chunk.bytes_total, f"{self.accepted:,} events")
+                self.ended = time.perf_counter()
+
+            yield take
+
+    def read(self, files: Sequence[str], parser: EventParser, bar: Bar) -> Iterator[EventBatch]:
+        """The events of all inputs. Raises InputError, and as `taking`."""
+        with self.taking(bar) as take:
+            for chunk in read_events(files, parser):
+                take(chunk)
+                yield chunk.batch
+
+    def _letters(self) -> contextlib.AbstractContextManager[TextIO | None]:
+        if self.dead_letters is None:
+            return contextlib.nullcontext()
+        return self.dead_letters.open("a" if self.appending else "w", encoding="utf-8")
+
+    def _reject(self, rejections: Sequence[Rejection], letters: TextIO | None) -> None:
+        self.rejected += len(rejections)
+        self.first += rejections[: SHOWN - len(self.first)]
+        if letters is not None:
+            letters.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejections)
+
+    def conclude(self, resumed: int = 0) -> None:
+        """Say on stderr what was rejected. Raises UsageProblem if there was nothing else, or with `strict`.
+
+        `resumed`: records that an earlier run had read.
+        """
+        for rejection in self.first:
+            print(f"cco: {rejection.file}:{rejection.line}: {rejection.reason}: {rejection.record}", file=sys.stderr)
+        records = f"{self.rejected:,} record{'s' * (self.rejected != 1)} rejected"
+        if self.rejected > len(self.first):
+            records += f", the first {len(self.first)} shown"
+        if self.dead_letters is not None:
+            records += f"; all are in {self.dead_letters}"
+        empty = not self.accepted + self.item_changes + resumed
+        if self.rejected and empty:
+            raise UsageProblem(
+                f"{records}, and there is no other: do the columns and event types fit the configuration?"
+            )
+        if self.rejected and self.strict:
+            raise UsageProblem(f"{records} (--strict)")
+        if self.rejected:
+            warn(records)
+        elif empty:
+            warn("the input has no records")
+
+
+def write_model(path: str, pieces: Iterable[bytes]) -> int:
+    """Write a model file and return its size: whole or not at all, or to standard output. Raises OSError."""
+    if path == STANDARD_OUTPUT:
+        return sum(sys.stdout.buffer.write(piece) for piece in pieces)
+    target = Path(path)
+    if target.exists() and not target.is_file():  # a device or pipe is written to, not replaced
+        with target.open("wb") as device:
+            return sum(device.write(piece) for piece in pieces)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            size = sum(file.write(piece) for piece in pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    return size
+
+
+def check_outputs(model: str | None, json_report: bool) -> None:
+    """Refuse what would mix two things on standard output, before anything long begins. Raises UsageProblem."""
+    if model == STANDARD_OUTPUT and json_report:
+        raise UsageProblem("--model - and --json both write to standard output: name a file for the model")
+    if model not in (None, STANDARD_OUTPUT):
+        folder = Path(str(model)).parent
+        if not folder.is_dir():
+            raise UsageProblem(f"--model {model}: there is no folder {folder}")
+        if Path(str(model)).is_dir():
+            raise UsageProblem(f"--model {model}: is a folder; name a file in it")

@@ -1,0 +1,99 @@
+"""The `cco` command: its groups put together, and every way in which it can end turned into an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from agents.cli.common import DIFFERENT, INTERNAL, OK, USAGE, NothingFound, UsageProblem
+from agents.cli.inspection import compare, inspect
+from agents.cli.models import rebuild, replay
+from agents.cli.queries import explain, recommend
+from agents.cli.system import demo, doctor
+
+EPILOG = (
+    "Exit codes: 0 fine, 1 a difference or nothing found, 2 bad usage or input, 3 an internal error. "
+    "CCO_TRACEBACK=1 shows where an error came from."
+)
+
+app = typer.Typer(
+    name="cco",
+    help="Exact streaming CCO recommender: learns from each event, and its model equals the batch's, byte for byte.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, replay, rebuild, recommend, explain, inspect, compare, doctor):
+    app.command()(command)
+
+
+def _report(message: str) -> None:
+    if os.environ.get("CCO_TRACEBACK"):
+        traceback.print_exc()
+    print("\n".join(f"cco: error: {line}" for line in message.splitlines()), file=sys.stderr)
+
+
+def _input_errors() -> tuple[type[Exception], ...]:
+    """What says in its message what is wrong with the input; known only once something else imported it."""
+    from agents.demo_data import DemoDataMissing
+    from agents.state_errors import StateError
+    from agents.streams import InputError
+    from cco.config_errors import ConfigError
+    from cco.lists import LimitError
+    from cco.vocabulary import VocabularyError
+    from model_sync.contract import QueryError
+    from model_sync.metadata import MetadataError
+
+    return (
+        ConfigError, DemoDataMissing, InputError, LimitError, MetadataError, QueryError, StateError, VocabularyError,
+    )  # fmt: skip
+
+
+def _of_system(error: OSError) -> str:
+    what = error.strerror or str(error)
+    return f"{error.filename}: {what}" if error.filename else what
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 to 3, 130 when interrupted."""
+    try:
+        code = app(args=None if arguments is None else list(arguments), prog_name="cco", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else OK
+    except NothingFound as error:
+        print(f"cco: {error}", file=sys.stderr)
+        return DIFFERENT
+    except UsageProblem as error:
+        _report(str(error))
+        return USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        print("cco: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except OSError as error:
+        _report(_of_system(error))
+        return USAGE
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the command line's own usage errors
+            _report(error.format_message())
+            print("Try: cco --help, cco COMMAND --help", file=sys.stderr)
+            return USAGE
+        if isinstance(error, _input_errors()):
+            _report(str(error))
+            return USAGE
+        what = str(error).partition("\n")[0]
+        _report(f"internal error, please report it: {type(error).__name__}: {what} (CCO_TRACEBACK=1 shows where)")
+        return INTERNAL
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

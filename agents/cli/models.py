@@ -1,0 +1,190 @@
+"""`cco replay` and `cco rebuild`: a model from events, by the stream and in batch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agents.cli.common import (
+    ConfigFile,
+    EventFiles,
+    JsonFlag,
+    Threads,
+    peak_memory_bytes,
+    print_json,
+    progress,
+    size_text,
+)
+from agents.cli.inputs import STANDARD_OUTPUT, Intake, check_outputs, load_config, write_model
+
+ModelOut = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="FILE", help="Write the model there (JSON Lines); - is standard output."),
+]
+Exact = Annotated[
+    bool,
+    typer.Option("--exact", help="Write full doubles counted from the state at the end, not the index's weights."),
+]
+DeadLetters = Annotated[
+    Path | None,
+    typer.Option("--dead-letters", metavar="FILE", help="Write every rejected record there, with place and reason."),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Rejected records are an error: exit code 2 and no model.")]
+
+
+def rebuild(
+    events: EventFiles,
+    config: ConfigFile = None,
+    model: ModelOut = None,
+    exact: Exact = False,
+    threads: Threads = 1,
+    dead_letters: DeadLetters = None,
+    strict: Strict = False,
+    json: JsonFlag = False,
+) -> None:
+    """Compute the model of EVENTS in batch, without the stream's code: what `cco replay` is compared with."""
+    from cco.batch import rebuild as compute
+    from cco.event_data import EventBatch
+    from cco.events import EventParser
+    from cco.model_file import encode
+    from cco.vocabulary import Vocabulary
+
+    check_outputs(model, json)
+    settings = load_config(config)
+    users, items = Vocabulary(), Vocabulary()
+    intake = Intake(strict, dead_letters)
+    begin = time.perf_counter()
+    with progress("reading", quiet=json) as bar:
+
+        def batches() -> Iterator[EventBatch]:
+            yield from intake.read(events, EventParser(settings, users, items), bar)
+            bar(1, None, "computing the rows")
+
+        computed = compute(settings, batches(), users, items, threads=threads)
+        intake.conclude()
+        size = 0
+        if model is not None:
+            bar(1, None, "writing the model")
+            rows = computed.exact_rows() if exact else computed.rows()
+            size = write_model(model, encode(rows, items, settings))
+    report = {
+        "events": intake.accepted,
+        "rejected": intake.rejected,
+        "users": len(users),
+        "items": len(items),
+        "users_in_u": computed.n_users,
+        "rows": len(computed.rows()),
+        "model_bytes": size,
+        "seconds": round(time.perf_counter() - begin, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    _show(report, model, json)
+
+
+def replay(
+    events: EventFiles,
+    config: ConfigFile = None,
+    model: ModelOut = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", "-s", metavar="DIR", help="Keep the state there; go on where it is, if it has begun."),
+    ] = None,
+    exact: Exact = False,
+    item_partitions: Annotated[
+        int,
+        typer.Option("--item-partitions", min=1, max=256, help="Divide the counting of rows; the result is the same."),
+    ] = 1,
+    threads: Threads = 1,
+    dead_letters: DeadLetters = None,
+    strict: Strict = False,
+    json: JsonFlag = False,
+) -> None:
+    """Stream EVENTS through the engine, and write what its patches made of the index.
+
+    With --state, a run that was killed goes on where it was, and new events at the end of the input are added.
+    """
+    from agents.engine import Engine
+    from agents.replay import replay as stream
+    from cco.model_file import encode
+
+    check_outputs(model, json)
+    settings = load_config(config)
+    intake = Intake(strict, dead_letters, appending=state is not None)
+    begin = intake.ended = time.perf_counter()
+    with (
+        Engine(settings, item_partitions=item_partitions, threads=threads) as engine,
+        progress("streaming", quiet=json) as bar,
+    ):
+        with intake.taking(bar) as take:
+            done = stream(engine, events, state=state, on_chunk=take)
+        intake.conclude(done.resumed)
+        size = 0
+        if model is not None:
+            bar(1, None, "writing the model")
+            rows = engine.exact_rows() if exact else engine.rows()
+            size = write_model(model, encode(rows, engine.items, settings))
+        stats = engine.stats()
+        patches = engine.counters.patches
+    report: dict[str, Any] = {
+        "events": done.accepted,
+        "rejected": done.rejected,
+        "resumed_records": done.resumed,
+        "users": stats["users"],
+        "items": stats["items"],
+        "users_in_u": stats["members"],
+        "retained": stats["retained"],
+        "rows_published": stats["fields_published"],
+        "rows_counted": stats["rows_counted"],
+        "patches": patches,
+        "worst_staleness_seconds": round(stats["worst_staleness_seconds"], 3),
+        "events_per_second": round(intake.accepted / max(intake.ended - begin, 1e-9)),
+        "model_bytes": size,
+        "seconds": round(time.perf_counter() - begin, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    if done.checkpoints is not None:
+        report["state"] = asdict(done.checkpoints)
+    _show(report, model, json)
+
+
+_LABELS = {
+    "events": "events accepted",
+    "rejected": "records rejected",
+    "resumed_records": "records read before",
+    "users_in_u": "users in U",
+    "rows": "rows of the model",
+    "rows_published": "rows published",
+    "rows_counted": "rows counted",
+    "worst_staleness_seconds": "worst staleness",
+    "events_per_second": "events a second",
+    "model_bytes": "model",
+    "seconds": "time",
+    "peak_memory_bytes": "peak memory",
+}
+
+
+def _number(value: float) -> str:
+    return f"{value:,.3f} s" if isinstance(value, float) else f"{value:,}"
+
+
+def _show(report: dict[str, Any], model: str | None, json: bool) -> None:
+    """The summary: JSON, or a line for each number; on stderr where stdout holds the model."""
+    if json:
+        print_json(report)
+        return
+    for key, value in report.items():
+        if key == "model_bytes":
+            text = f"{size_text(value)}, {model}" if model else "not written (--model FILE writes it)"
+        elif key.endswith("bytes"):
+            text = size_text(value)
+        elif isinstance(value, dict):
+            text = ", ".join(f"{name.replace('_', ' ')} {_number(number)}" for name, number in value.items())
+        else:
+            text = _number(value)
+        print(f"{_LABELS.get(key, key):<22}{text}", file=sys.stderr if model == STANDARD_OUTPUT else sys.stdout)

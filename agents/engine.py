@@ -1,0 +1,335 @@
+"""The embedded engine: the two stages and an index in memory in one process, with nothing else installed.
+
+engine = Engine()
+engine.ingest([{"user_id": "u1", "item_id": "i9", "event_type": "purchase", "timestamp": 1476884080}])
+engine.recommend(user="u1")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cco.config import Config
+from cco.event_data import EventBatch, ItemChange, Parsed, Rejection
+from cco.events import EventParser
+from cco.pipeline import Pipeline
+from cco.rows import Patches, Rows
+from cco.vocabulary import Vocabulary
+from model_sync.contract import Boost, Query, QueryError, Range, Rule, rules
+from model_sync.memory import MemoryIndex
+from model_sync.metadata import Scalar
+
+MICRO_BATCH = 65_536  # events applied between two looks at the rows that are due
+RECORDS_AT_ONCE = 8_192  # records parsed at a time
+LEAST_PUBLISH_SECONDS = 0.05  # spent on due rows after each micro-batch, however small that was
+PUBLISH_ITEMS = 256  # items counted between two looks at the clock
+MAX_BASKET = 1_000
+
+Values = Scalar | Iterable[Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What became of the events handed in."""
+
+    accepted: int
+    rejected: list[Rejection]
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """An item, its score (0 for backfill) and what is known of it."""
+
+    item: str
+    score: float
+    properties: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one history item adds to the score of an item, and the counts behind its LLR.
+
+    `weight` is the published LLR; the counts are of users and of now: `k` have both items, `n_row` the
+    recommended one, `n_col` the history item under the indicator, out of `n`.
+    """
+
+    indicator: str
+    history_item: str
+    contribution: float
+    weight: float
+    k: int
+    n_row: int
+    n_col: int
+    n: int
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the engine was made."""
+
+    accepted: int = 0
+    rejected: int = 0
+    fields_published: int = 0
+    patches: int = 0
+    worst_staleness: float = 0.0  # seconds
+
+
+class Engine:
+    """Learns from events and recommends, in this process and in memory. Not safe for two threads.
+
+    `item_partitions` and `threads` change how rows are counted, never what they are. `clock` gives seconds
+    that never decrease. Raises ValueError for numbers that are not possible.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        item_partitions: int = 1,
+        threads: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not 1 <= threads <= 256:
+            raise ValueError(f"threads is {threads}: it must be 1 to 256")
+        self.config = config or Config()
+        self.users, self.items = Vocabulary(), Vocabulary()
+        self.parser = EventParser(self.config, self.users, self.items)
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        map_chunks = self._pool.map if self._pool else map
+        self.pipeline = Pipeline(self.config, self.users, self.items, item_partitions, map_chunks)
+        self.index = MemoryIndex(self.config, self.items)
+        self.counters = Counters()
+        self._clock = clock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads. The engine is of no use afterwards."""
+        if self._pool:
+            self._pool.shutdown()
+
+    # -- learning -----------------------------------------------------------------------------------
+
+    def ingest(self, events: Iterable[Mapping[str, Any]] | EventBatch) -> IngestReport:
+        """Apply events (records as in the README, or parsed columns), then publish what they changed.
+
+        Records that cannot be used are in the report, with their number from 1, and harm no other.
+        """
+        if isinstance(events, EventBatch):
+            self._learn(events)
+            return IngestReport(len(events), [])
+        accepted, rejected, first = 0, [], 1
+        chunk: list[Mapping[str, Any]] = []
+        for event in events:
+            chunk.append(event)
+            if len(chunk) == RECORDS_AT_ONCE:
+                parsed = self.apply_parsed(self.parser.records(chunk, first))
+                accepted, first = accepted + len(parsed.batch), first + len(chunk)
+                rejected += parsed.rejections
+                chunk = []
+        parsed = self.apply_parsed(self.parser.records(chunk, first))
+        return IngestReport(accepted + len(parsed.batch), rejected + parsed.rejections)
+
+    def apply_parsed(self, parsed: Parsed) -> Parsed:
+        """Apply what a parser over this engine's vocabularies found; answers the same."""
+        self._learn(parsed.batch)
+        self.counters.rejected += len(parsed.rejections)
+        for change in parsed.item_changes:
+            self._change_item(change)
+        return parsed
+
+    def _learn(self, batch: EventBatch) -> None:
+        for at in range(0, len(batch), MICRO_BATCH):
+            began = self._clock()
+            part = batch.part(at, at + MICRO_BATCH)
+            self.pipeline.ingest(part, began)
+            self.counters.accepted += len(part)
+            self.publish_due(max(LEAST_PUBLISH_SECONDS, 0.5 * (self._clock() - began)))
+
+    def _change_item(self, change: ItemChange) -> None:
+        if change.kind == "delete":
+            self.index.delete_items([change.item_id])
+        elif change.kind == "unset":
+            self.index.unset({change.item_id: change.properties})
+        else:
+            self.index.update_items({change.item_id: change.properties})
+
+    def publish_due(self, seconds: float) -> None:
+        """Count and publish rows for about that long: too old ones first (all of them), then the most changed."""
+        began = now = self._clock()
+        while now - began < seconds:
+            found = self.pipeline.publish(now, PUBLISH_ITEMS)
+            self._apply(found)
+            if not self.pipeline.due():
+                break
+            now = self._clock()
+        self.counters.worst_staleness = max(self.counters.worst_staleness, self.pipeline.staleness(self._clock()))
+
+    def drain(self) -> None:
+        """Publish every row that is out of date: the index then equals a batch rebuild."""
+        for patches in self.pipeline.drain(self._clock()):
+            self._apply([patches])
+
+    def _apply(self, found: Iterable[Patches]) -> None:
+        for patches in found:
+            if len(patches.rows):
+                self.index.apply(patches)
+                self.counters.patches += 1
+                self.counters.fields_published += len(patches.rows)
+
+    def resync(self) -> None:
+        """After user stages were restored: fill the item stages from them."""
+        self.pipeline.resync(self._clock())
+
+    # -- items --------------------------------------------------------------------------------------
+
+    def put_items(self, items: Mapping[str, Mapping[str, object]]) -> None:
+        """Set the properties of items, in place of those they had. Raises MetadataError on impossible ones."""
+        self.index.put_items(items)
+
+    def delete_items(self, ids: Iterable[str]) -> None:
+        """Never recommend these again until they are put again."""
+        self.index.delete_items(ids)
+
+    # -- asking -------------------------------------------------------------------------------------
+
+    def recommend(
+        self,
+        user: str | None = None,
+        item: str | None = None,
+        items: Sequence[str] | None = None,
+        history: Mapping[str, Sequence[str]] | None = None,
+        num: int = 10,
+        *,
+        include: Mapping[str, Values] | None = None,
+        exclude: Mapping[str, Values] | None = None,
+        boost: Sequence[Boost] = (),
+        ranges: Sequence[Range] = (),
+        exclude_items: Collection[str] = (),
+        exclude_seen: bool = True,
+        weights: Mapping[str, float] | None = None,
+        priors: Mapping[str, float] | None = None,
+    ) -> list[Recommendation]:
+        """The best items for a user, for who looks at an item, for a basket, for a given history, or for anyone.
+
+        At most one of `user`, `item`, `items` and `history` (item ids per indicator). Items of the primary
+        history are left out while `exclude_seen`. The rest is as in `model_sync.contract.Query`; raises
+        QueryError with the offending part.
+        """
+        asked = self.history_of(user, item, items, history)
+        seen = set(asked.get(self.config.primary, ())) if exclude_seen else set()
+        query = Query(
+            history=asked,
+            weights=weights or {},
+            include=_rules(include),
+            exclude=_rules(exclude),
+            boost=tuple(boost),
+            ranges=tuple(ranges),
+            exclude_items=seen.union(exclude_items),
+            num=num,
+            priors=priors or {},
+        )
+        return [Recommendation(hit.item, hit.score, hit.properties) for hit in self.index.search(query)]
+
+    def history_of(
+        self,
+        user: str | None = None,
+        item: str | None = None,
+        items: Sequence[str] | None = None,
+        history: Mapping[str, Sequence[str]] | None = None,
+    ) -> dict[str, list[str]]:
+        """The item ids per indicator that a question is about; none for an unknown user."""
+        if sum(given is not None for given in (user, item, items, history)) > 1:
+            raise QueryError("user, item, items, history", "more than one is given; they exclude each other")
+        if history is not None:
+            return {name: list(ids) for name, ids in history.items()}
+        if items is not None and len(items) > MAX_BASKET:
+            raise QueryError("items", f"{len(items)} items; at most {MAX_BASKET} are possible")
+        if item is not None or items is not None:
+            return {self.config.primary: [item] if item is not None else list(items or ())}
+        index = None if user is None else self.users.index(user)
+        if index is None:
+            return {}
+        found = self.pipeline.history(index)
+        return {name: self.items.names(i for i, _ in entries) for name, entries in found.items()}
+
+    def explain(
+        self,
+        item: str,
+        user: str | None = None,
+        items: Sequence[str] | None = None,
+        history: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[Contribution]:
+        """Why `item` scores as it does for a user, a basket or a history: largest contribution first."""
+        asked = self.history_of(user, None, items, history)
+        hits = self.index.search(Query(history=asked, candidates=[item], num=1, explain=True, backfill=None))
+        found = []
+        for part in hits[0].contributions if hits else ():
+            row, column = self.items.index(item), self.items.index(part.feature)
+            if row is not None and column is not None:
+                counts = self.pipeline.counts(row, part.indicator, column)
+                found.append(Contribution(part.indicator, part.feature, part.score, part.weight, *counts))
+        return found
+
+    # -- the model ----------------------------------------------------------------------------------
+
+    def rows(self) -> Rows:
+        """What the patches made of the index."""
+        return self.index.rows()
+
+    def exact_rows(self) -> Rows:
+        """Full doubles, counted from the state as it is now."""
+        return self.pipeline.exact_rows()
+
+    def stats(self) -> dict[str, Any]:
+        """Sizes, counts and totals, for people and for machines."""
+        sizes = {**self.pipeline.nbytes(), **{f"index {part}": n for part, n in self.index.sizes().items()}}
+        return {
+            "events_accepted": self.counters.accepted,
+            "events_rejected": self.counters.rejected,
+            "users": len(self.users),
+            "members": self.pipeline.members(),
+            "items": len(self.items),
+            "retained": self.pipeline.retained(),
+            "rows_counted": self.pipeline.rows_counted,
+            "fields_published": self.counters.fields_published,
+            "due_items": self.pipeline.due(),
+            "staleness_seconds": self.pipeline.staleness(self._clock()),
+            "worst_staleness_seconds": self.counters.worst_staleness,
+            "position": list(self.pipeline.position),
+            "bytes": sizes,
+        }
+
+    # -- durable state ------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path) -> None:
+        """Write the whole state into a directory (see `agents.state_store`); raises StateError."""
+        from agents.checkpoint import save
+
+        save(self, Path(directory))
+
+    @classmethod
+    def load(cls, directory: str | Path, config: Config | None = None, **options: Any) -> Engine:
+        """An engine with the state of a directory, every row published. Raises StateError."""
+        from agents.checkpoint import load
+
+        engine = cls(config, **options)
+        load(engine, Path(directory))
+        engine.drain()
+        return engine
+
+
+def _rules(fields: Mapping[str, Values] | None) -> tuple[Rule, ...]:
+    return rules(fields) if fields else ()

@@ -1,0 +1,178 @@
+"""Events from files and standard input: CSV, JSON Lines, Parquet, gzipped or not, larger than memory.
+
+A record is a line (a row in Parquet), good or bad, blank ones and those inside of quotes included; the
+header of CSV is none. So the number of a record depends on the input alone, never on how it is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import BinaryIO
+
+from agents.csv_format import Header, Record, columns_of_block, columns_of_records, find_columns, split_records
+from agents.item_files import read_items
+from agents.parquet_format import ParquetEvents
+from agents.streams import MAX_LINE, STANDARD_INPUT, InputError, Lines, Stream, read_lines, recognise, size_of
+from cco.events import EventBatch, EventParser, ItemChange, Parsed, Rejection
+
+__all__ = ["Chunk", "InputError", "read_events", "read_items"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some records of the input, parsed, and how far they reach."""
+
+    batch: EventBatch
+    rejections: list[Rejection]  # `file` and `line` as people count: lines from 1, a header counted
+    item_changes: list[ItemChange]
+    file: int  # position in the list of inputs
+    record: int  # records of this file up to the end of this chunk
+    records: int  # records of the whole input up to the end of this chunk: what to skip to go on from here
+    bytes_read: int  # of the whole input, as stored
+    bytes_total: int | None  # None if not known (standard input, a pipe)
+
+
+def read_events(
+    paths: Sequence[str],
+    parser: EventParser,
+    chunk: int = 65_536,
+    *,
+    skip: int = 0,
+    stdin: BinaryIO | None = None,
+) -> Iterator[Chunk]:
+    """The events of all inputs in order, at most `chunk` records at a time; "-" is standard input.
+
+    `skip` records, good and bad, of the whole input are passed over: give `Chunk.records` of the last
+    chunk to go on after it. Raises InputError, one readable line, if an input cannot be read (all are
+    looked for before the first is read) or ends before `skip`.
+    """
+    if list(paths).count(STANDARD_INPUT) > 1:
+        raise InputError("standard input can be read once only")
+    sizes = [size_of(path) for path in paths]
+    known = [size for size in sizes if size is not None]
+    total = sum(known) if len(known) == len(sizes) else None
+    before = records = 0
+    for number, path in enumerate(paths):
+        stream = Stream(path, stdin)
+        try:
+            reader = _Reader(path, stream, parser, chunk, max(0, skip - records))
+            for parsed in reader.parts():
+                yield Chunk(
+                    parsed.batch,
+                    [replace(rejection, file=stream.name) for rejection in parsed.rejections],
+                    parsed.item_changes,
+                    number,
+                    reader.record,
+                    records + reader.record,
+                    before + (stream.consumed if reader.share is None else round(reader.share * (sizes[number] or 0))),
+                    total,
+                )
+            records += reader.record
+            before += sizes[number] or stream.consumed
+        finally:
+            stream.close()
+    if records < skip:
+        raise InputError(f"the input has {records} records, fewer than the {skip} to go on after: is it the same one?")
+
+
+class _Reader:
+    """The records of one file. `record` counts those read or skipped; `share` is read of it, if bytes do not say."""
+
+    def __init__(self, path: str, stream: Stream, parser: EventParser, chunk: int, skip: int) -> None:
+        self.path = path
+        self.stream = stream
+        self.parser = parser
+        self.chunk = chunk
+        self.skip = skip
+        self.record = 0
+        self.share: float | None = None
+
+    def parts(self) -> Iterator[Parsed]:
+        """What becomes of the records, some at a time; `record` and `share` are up to date at each."""
+        kind = recognise(self.stream)
+        if kind == "jsonl":
+            yield from self._json_lines()
+        elif kind == "csv":
+            yield from self._csv()
+        elif kind == "parquet":
+            yield from self._parquet()
+
+    def _json_lines(self) -> Iterator[Parsed]:
+        for lines in self._unskipped(read_lines(self.stream, self.chunk)):
+            first = self.record + 1
+            parsed = self.parser.lines(lines.data, first)
+            self.record += lines.count
+            yield _with_overlong(parsed, lines.overlong, first)
+
+    def _csv(self) -> Iterator[Parsed]:
+        pieces = read_lines(self.stream, self.chunk)
+        start = next(pieces)
+        if 0 in start.overlong:
+            raise InputError(f"{self.stream.name}: the first line is longer than {MAX_LINE} bytes: is it CSV at all?")
+        header = Header.parse(start.data[: start.data.index(b"\n")], self.stream.name)
+        places = find_columns(header.names, self.stream.name)
+        pending: list[bytes] = []  # lines of a record that goes on in the next piece
+        overlong: dict[int, bytes] = {}  # among them
+        for lines in self._unskipped(chain([start.without(1)], pieces)):
+            first = self.record + 2  # the header is line 1
+            columns = None if pending else columns_of_block(lines.data, lines.count, header, places, self.parser)
+            if columns is not None:
+                parsed = self.parser.columns(columns, first)
+                self.record += lines.count
+                yield _with_overlong(parsed, lines.overlong, first)
+                continue
+            raw = pending + lines.data.split(b"\n")[: lines.count]
+            overlong |= {k + len(pending): begin for k, begin in lines.overlong.items()}
+            records, used = split_records(raw, header, final=False)
+            pending = raw[used:]
+            if used:
+                yield self._csv_records(records, raw[:used], header, places, overlong)
+            overlong = {k - used: begin for k, begin in overlong.items() if k >= used}
+        if pending:
+            records, _ = split_records(pending, header, final=True)
+            yield self._csv_records(records, pending, header, places, overlong)
+
+    def _csv_records(
+        self,
+        records: Sequence[Record],
+        raw: Sequence[bytes],
+        header: Header,
+        places: dict[str, int],
+        overlong: dict[int, bytes],
+    ) -> Parsed:
+        first = self.record + 2
+        columns = columns_of_records(records, header, places, self.parser, raw)
+        parsed = self.parser.columns(columns, first)
+        self.record += len(raw)
+        return _with_overlong(parsed, {k: begin for k, begin in overlong.items() if k < len(raw)}, first)
+
+    def _parquet(self) -> Iterator[Parsed]:
+        if self.path == STANDARD_INPUT:
+            raise InputError("standard input: Parquet is read from its end, so it must be a file")
+        source = ParquetEvents.open(self.path)
+        self.record = min(self.skip, source.rows)
+        for batch in source.batches(self.chunk, self.record):
+            parsed = self.parser.columns(source.columns(batch, self.parser), self.record + 1)
+            self.record += batch.num_rows
+            self.share = self.record / source.rows
+            yield parsed
+
+    def _unskipped(self, pieces: Iterable[Lines]) -> Iterator[Lines]:
+        for lines in pieces:
+            passed = min(self.skip, lines.count)
+            self.skip -= passed
+            self.record += passed
+            if passed < lines.count:
+                yield lines.without(passed)
+
+
+def _with_overlong(parsed: Parsed, overlong: dict[int, bytes], first: int) -> Parsed:
+    """`parsed` with the lines reported that were too long to be read; `first` is the number of line 0."""
+    if not overlong:
+        return parsed
+    reason = f"the line is longer than {MAX_LINE} bytes"
+    more = [Rejection(first + k, reason, begin.decode(errors="replace")) for k, begin in overlong.items()]
+    rejections = sorted(parsed.rejections + more, key=lambda rejection: rejection.line)
+    return Parsed(parsed.batch, rejections, parsed.item_changes)

@@ -1,0 +1,128 @@
+"""Where in its input files a replay stands, kept with the state, and checked before it goes on.
+
+Going on is exact only if what was read is still what is there: each file's first 64 KiB are compared, files
+that were read to their end must not have grown (their new events would belong before those of the next
+file), compressed files and Parquet must be as large as they were, and the last plain file may have grown
+only after a complete line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from agents.state_errors import StateError
+from agents.streams import InputError, size_of
+
+HEAD = 64 << 10
+_MAGIC_FIXED = (b"\x1f\x8b", b"PAR1")  # gzip and Parquet: files that never grow
+
+
+@dataclass(frozen=True, slots=True)
+class FilePosition:
+    """How far a file is read, and what tells that it is the same one."""
+
+    name: str
+    records: int = 0  # consumed, good and bad
+    bytes: int = 0  # read of the file as it is stored
+    size: int | None = None  # of a file that must not grow
+    head: int = 0  # how many of its first bytes `sha256` is of
+    sha256: str = ""
+    open_end: bool = False  # the last record consumed had no line break
+
+
+@dataclass(slots=True)
+class InputPosition:
+    """The files that were touched, in order, the last one perhaps in the middle; and totals of what they held."""
+
+    files: list[FilePosition] = field(default_factory=list)
+    accepted: int = 0
+    rejected: int = 0
+    item_changes: int = 0
+
+    @property
+    def records(self) -> int:
+        """Records consumed, of all files."""
+        return sum(file.records for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a commit record."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> InputPosition:
+        """The converse of `to_json`."""
+        return cls(**{**value, "files": [FilePosition(**file) for file in value["files"]]})
+
+    def begin(self, name: str) -> None:
+        """The next file is begun."""
+        self.files.append(replace(_with_head(FilePosition(name), HEAD), head=0, sha256=""))
+
+    def advance(self, records: int, bytes_read: int, at_end: bool) -> None:
+        """The present file is consumed up to `records`; `bytes_read` of it were looked at, all of them if `at_end`."""
+        file = replace(self.files[-1], records=records, bytes=bytes_read)
+        if file.head < min(HEAD, bytes_read):
+            file = _with_head(file, min(HEAD, bytes_read))
+        if at_end and file.size is None and bytes_read:
+            file = replace(file, open_end=_byte(file.name, bytes_read - 1) != b"\n")
+        self.files[-1] = file
+
+    def rest(self, paths: Sequence[str], where: object) -> list[tuple[int, str, int]]:
+        """(number, path, records to skip) of each input that may have more. Raises StateError if they are others.
+
+        `where` names the state in errors.
+        """
+        if len(paths) < len(self.files):
+            raise StateError(
+                f"{where}: the state has read {len(self.files)} inputs, and {len(paths)} are given: name all of them,"
+                " in the same order, and new ones after them"
+            )
+        for number, file in enumerate(self.files):
+            problem = _problem(file, paths[number], number < len(self.files) - 1)
+            if problem:
+                raise StateError(
+                    f"{where}: input {number + 1}, {paths[number]}, {problem}; give the inputs that the state was made"
+                    " from, or replay into a new directory"
+                )
+        skips = [self.files[-1].records] if self.files else []
+        skips += [0] * (len(paths) - len(self.files))
+        first = len(paths) - len(skips)
+        return [(first + k, paths[first + k], skip) for k, skip in enumerate(skips)]
+
+
+def _problem(file: FilePosition, path: str, finished: bool) -> str | None:
+    """What speaks against going on with `path` where `file` stands, as the end of a sentence."""
+    size = size_of(path) or 0
+    if size < file.bytes or (file.head and _with_head(FilePosition(path), file.head).sha256 != file.sha256):
+        return f"is not the file that was read before (then {file.name})"
+    if file.size is not None:
+        return None if size == file.size else "has changed: compressed files and Parquet are read once and never grow"
+    if size > file.bytes and finished:
+        return "has grown since it was read to its end; only the last input may grow"
+    if size > file.bytes and file.open_end:
+        return "has grown in the middle of a line: its last line was applied before it was complete"
+    return None
+
+
+def _with_head(file: FilePosition, head: int) -> FilePosition:
+    """The file with a digest of its first `head` bytes, and its size if it must not grow."""
+    try:
+        with open(file.name, "rb") as stored:
+            data = stored.read(head)
+            fixed = data.startswith(_MAGIC_FIXED) or (file.size is not None)
+            size = os.fstat(stored.fileno()).st_size if fixed else None
+    except OSError as error:
+        raise InputError(f"{file.name}: {error.strerror}") from None
+    return replace(file, head=len(data), sha256=hashlib.sha256(data).hexdigest(), size=size)
+
+
+def _byte(path: str, at: int) -> bytes:
+    try:
+        with open(path, "rb") as stored:
+            stored.seek(at)
+            return stored.read(1)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None

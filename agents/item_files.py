@@ -1,0 +1,125 @@
+"""Metadata of items from files: CSV with a column `item`, JSON Lines, Parquet; gzipped or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from agents.csv_format import Header, split_records
+from agents.streams import InputError, Stream, read_lines, recognise, size_of
+from cco.event_data import Rejection, shortened
+from cco.values import BadRecord, as_number
+from cco.vocabulary import id_problem
+
+_ITEM = ("item_id", "item")
+_CHUNK = 65_536
+
+Report = Callable[[Rejection], None]
+
+
+def read_items(path: str, report: Report | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(item id, properties) of each record. Values of CSV stay text ("a|b" too); empty ones are left out.
+
+    A record that cannot be used goes to `report`, with file, line and reason; without `report` it raises
+    InputError, as a file that cannot be read does.
+    """
+    size_of(path)
+    stream = Stream(path)
+    try:
+        kind = recognise(stream)
+        if kind == "empty":
+            return
+        for line, record, text in _READERS[kind](stream):
+            try:
+                if isinstance(record, str):
+                    raise BadRecord(record)
+                yield _item(record)
+            except BadRecord as error:
+                if report is None:
+                    raise InputError(f"{stream.name}, line {line}: {error}: {shortened(text)}") from None
+                report(Rejection(line, str(error), shortened(text), stream.name))
+    finally:
+        stream.close()
+
+
+_Numbered = Iterator[tuple[int, "dict[str, Any] | str", str]]  # line, record or what is wrong, text
+
+
+def _item(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    key = next((name for name in _ITEM if name in record), None)
+    item = record.get(key) if key else None
+    if isinstance(as_number(item), int):
+        item = str(item)
+    if item is None:
+        raise BadRecord("item is missing")
+    if not isinstance(item, str):
+        raise BadRecord("item must be text or a whole number")
+    problem = id_problem(item)
+    if problem is not None:
+        raise BadRecord(f"item {problem}")
+    return item, {name: value for name, value in record.items() if name != key and value is not None}
+
+
+def _json_lines(stream: Stream) -> _Numbered:
+    line = 0
+    for lines in read_lines(stream, _CHUNK):
+        for k, raw in enumerate(lines.data.split(b"\n")[: lines.count]):
+            line += 1
+            text = lines.overlong.get(k, raw).decode(errors="replace").strip()
+            if k in lines.overlong:
+                yield line, "the line is too long", text
+            elif text:
+                yield line, _object(raw), text
+
+
+def _object(raw: bytes) -> dict[str, Any] | str:
+    try:
+        value = json.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        return f"not valid JSON ({error})"
+    return value if isinstance(value, dict) else "the line is not a JSON object"
+
+
+def _csv(stream: Stream) -> _Numbered:
+    pieces = read_lines(stream, _CHUNK)
+    start = next(pieces)
+    header = Header.parse(start.data[: start.data.index(b"\n")], stream.name)
+    if not set(_ITEM) & set(header.names):
+        raise InputError(f"{stream.name}: no column item; columns found: {', '.join(header.names)[:500]}")
+    pending: list[bytes] = []
+    line = 2
+    lines = start.without(1)
+    while True:
+        following = next(pieces, None)
+        raw = pending + lines.data.split(b"\n")[: lines.count]
+        records, used = split_records(raw, header, final=following is None)
+        for record in records:
+            text = raw[record.line].decode(errors="replace").strip()
+            if record.fields is not None:
+                row = {name: value for name, value in zip(header.names, record.fields, strict=True) if value}
+                yield line + record.line, row, text
+            elif not record.blank:
+                yield line + record.line, record.reason, text
+        line += used
+        pending = raw[used:]
+        if following is None:
+            return
+        lines = following
+
+
+def _parquet(stream: Stream) -> _Numbered:
+    line = 0
+    try:
+        for batch in pa.parquet.ParquetFile(stream.name).iter_batches(_CHUNK):
+            for row in batch.to_pylist():
+                line += 1
+                yield line, row, str(row)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{stream.name}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+
+
+_READERS = {"jsonl": _json_lines, "csv": _csv, "parquet": _parquet}

@@ -1,0 +1,178 @@
+"""Parquet batches as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+
+from agents.arrow import texts_of
+from agents.csv_format import find_columns
+from agents.streams import InputError
+from cco.columns import Coded
+from cco.events import Columns, EventParser
+from cco.times import MISSING, times_of, times_of_numbers
+
+
+@dataclass(slots=True)
+class ParquetEvents:
+    """A Parquet file of events. Raises InputError if it is damaged or its columns are not as needed."""
+
+    name: str
+    file: pa.parquet.ParquetFile
+    names: dict[str, str]  # column name of each key that is there
+
+    @classmethod
+    def open(cls, path: str) -> ParquetEvents:
+        try:
+            file = pa.parquet.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from None
+        names = list(file.schema_arrow.names)
+        found = {key: names[place] for key, place in find_columns(names, path).items()}
+        for key, name in found.items():
+            _check_type(key, name, file.schema_arrow.field(name).type, path)
+        return cls(path, file, found)
+
+    @property
+    def rows(self) -> int:
+        return int(self.file.metadata.num_rows)
+
+    def batches(self, most: int, skip: int) -> Iterator[pa.RecordBatch]:
+        """Batches of at most `most` rows, without the first `skip` rows."""
+        groups = list(range(self.file.num_row_groups))
+        while groups and self.file.metadata.row_group(groups[0]).num_rows <= skip:
+            skip -= self.file.metadata.row_group(groups.pop(0)).num_rows
+        if not groups:
+            return
+        batches = self.file.iter_batches(batch_size=most, row_groups=groups, columns=list(self.names.values()))
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{self.name}: damaged Parquet ({_first_line(error)})") from None
+            if batch is None:
+                return
+            dropped = min(skip, batch.num_rows)
+            skip -= dropped
+            if batch.num_rows > dropped:
+                yield batch.slice(dropped)
+
+    def columns(self, batch: pa.RecordBatch, parser: EventParser) -> Columns:
+        """The columns of a batch."""
+        columns = {key: batch.column(name) for key, name in self.names.items()}
+        users, items, events = (_coded(columns[key]) for key in ("user", "item", "event"))
+        n = batch.num_rows
+        times, raw = np.full(n, MISSING, np.int64), None
+        if "timestamp" in columns:
+            times, raw = _times(columns["timestamp"])
+        bad_weights = np.zeros(n, np.bool_)
+        if "weight" in columns:
+            weights = columns["weight"].cast(pa.float64()).to_numpy(zero_copy_only=False)  # null becomes NaN
+            bad_weights = ~np.isfinite(weights) & _valid(columns["weight"])
+
+        def record(k: int) -> dict[str, Any]:
+            row: dict[str, Any] = {
+                self.names["user"]: _value(users, k),
+                self.names["item"]: _value(items, k),
+                self.names["event"]: _value(events, k),
+            }
+            if raw is not None:
+                row["timestamp"] = raw[k] if times[k] != MISSING else None
+            if bad_weights[k]:
+                row["weight"] = float(weights[k])
+            return row
+
+        return Columns(
+            users,
+            items,
+            parser.types_of(events),
+            times,
+            bad_weights.copy(),
+            record,
+            lambda k: _shown(record(k).values()),
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0][:200]
+
+
+def _shown(values: Any) -> str:
+    return ",".join("" if value is None else str(value).encode(errors="replace").decode() for value in values)
+
+
+def _check_type(key: str, name: str, kind: pa.DataType, path: str) -> None:
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+    allowed = {
+        "user": (text or types.is_integer(kind), "text or whole numbers"),
+        "item": (text or types.is_integer(kind), "text or whole numbers"),
+        "event": (text, "text"),
+        "timestamp": (
+            text
+            or types.is_integer(kind)
+            or types.is_floating(kind)
+            or types.is_timestamp(kind)
+            or types.is_date(kind),
+            "epoch seconds, timestamps, dates or text in ISO 8601",
+        ),
+        "weight": (types.is_integer(kind) or types.is_floating(kind) or types.is_null(kind), "numbers"),
+        "event_id": (True, ""),
+    }
+    good, needed = allowed[key]
+    if not good and not (types.is_null(kind) and key in ("user", "item", "event", "timestamp")):
+        raise InputError(f"{path}: the column {name} is of type {kind}; needed: {needed}")
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _valid(column: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(column.is_valid().to_numpy(zero_copy_only=False), np.bool_)
+
+
+def _coded(column: pa.Array) -> Coded:
+    """Different values as text and a code for each row, -1 for null."""
+    column = _plain(column)
+    if pa.types.is_null(column.type):
+        return Coded([], np.full(len(column), -1, np.int32))
+    encoded = column.dictionary_encode()
+    values = encoded.dictionary
+    texts = [str(v) for v in values.to_pylist()] if pa.types.is_integer(values.type) else texts_of(values)
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return Coded(texts, codes.astype(np.int32))
+
+
+def _value(column: Coded, k: int) -> str | None:
+    code = int(column.codes[k])
+    return None if code < 0 else column.values[code]
+
+
+def _times(column: pa.Array) -> tuple[npt.NDArray[np.int64], Any]:
+    """Times as `times_of` makes them, and the values that they were (indexable by row) for error messages."""
+    column = _plain(column)
+    kind = column.type
+    if pa.types.is_null(kind):
+        return np.full(len(column), MISSING, np.int64), [None] * len(column)
+    valid = _valid(column)
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        if pa.types.is_date(kind):
+            kind, column = pa.timestamp("s"), column.cast(pa.timestamp("s"))
+        per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
+        values = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) // per_second
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        values = column.fill_null(0).to_numpy(zero_copy_only=False)
+    else:
+        texts = texts_of(column)
+        return times_of(texts), texts
+    return np.where(valid, times_of_numbers(values), MISSING), values

@@ -1,0 +1,155 @@
+"""Streaming files of events through an engine, with or without a durable state: the loop of `cco replay`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agents.checkpoint import INTERVAL, Checkpointer, CheckpointReport, restore
+from agents.engine import Engine
+from agents.files import Chunk, read_events
+from agents.input_position import InputPosition
+from agents.state_errors import StateError
+from agents.state_store import StateStore
+from agents.streams import STANDARD_INPUT, InputError, size_of
+from cco.event_data import Parsed
+
+CHUNK = 65_536  # records between two looks at the rows that are due
+CHUNK_WITH_STATE = 16_384  # and between two steps of a checkpoint
+
+OnChunk = Callable[[Chunk], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySummary:
+    """What a replay did. Totals are of all the replays into the same state."""
+
+    accepted: int
+    rejected: int
+    item_changes: int
+    records: int
+    resumed: int  # of the records, those that the state had applied before
+    applied: tuple[int, ...]  # per source partition, the events of its log (a clock event is in every one)
+    checkpoints: CheckpointReport | None  # None without a state
+
+
+def replay(
+    engine: Engine,
+    paths: Sequence[str],
+    *,
+    state: Path | None = None,
+    every: float = INTERVAL,
+    on_chunk: OnChunk | None = None,
+    chunk: int | None = None,
+) -> ReplaySummary:
+    """Apply all events of the inputs to a new engine, then publish every row that is due.
+
+    With `state`, the engine first takes up what that directory holds and reads on from there; state and
+    input position are committed together every `every` seconds or so, and at the end. `on_chunk` is told of
+    each chunk, counted over the whole input, after it was applied; the ones that the state had applied
+    before do not come again. When an input fails, what came before is committed and the error raised.
+    Raises InputError, StateError.
+    """
+    tell = on_chunk or (lambda chunk: None)
+    if state is not None:
+        return _with_state(engine, paths, state, every, tell, chunk or CHUNK_WITH_STATE)
+    accepted = rejected = item_changes = records = 0
+    for part in read_events(paths, engine.parser, chunk or CHUNK):
+        engine.apply_parsed(Parsed(part.batch, part.rejections, part.item_changes))
+        accepted += len(part.batch)
+        rejected += len(part.rejections)
+        item_changes += len(part.item_changes)
+        records = part.records
+        tell(part)
+    engine.drain()
+    return ReplaySummary(accepted, rejected, item_changes, records, 0, engine.pipeline.position, None)
+
+
+def _with_state(
+    engine: Engine, paths: Sequence[str], state: Path, every: float, tell: OnChunk, chunk: int
+) -> ReplaySummary:
+    sizes = [_rewindable(path) for path in paths]
+    store = StateStore.open(state, engine.config)
+    try:
+        position = _take_up(engine, store)
+        resumed = position.records
+        rest = position.rest(paths, state)
+    except BaseException:
+        store.close()
+        raise
+    with Checkpointer(store, engine.pipeline, every) as checkpoints:
+        try:
+            for number, path, skip in rest:
+                if number == len(position.files):
+                    position.begin(path)
+                before, bytes_before = position.records - position.files[number].records, sum(sizes[:number])
+                for part, at_end in _knowing_the_last(read_events([path], engine.parser, chunk, skip=skip)):
+                    engine.apply_parsed(Parsed(part.batch, part.rejections, part.item_changes))
+                    position.accepted += len(part.batch)
+                    position.rejected += len(part.rejections)
+                    position.item_changes += len(part.item_changes)
+                    position.advance(part.record, part.bytes_read, at_end)
+                    checkpoints.step(position.to_json, time.monotonic())
+                    tell(
+                        replace(
+                            part,
+                            file=number,
+                            records=before + part.record,
+                            bytes_read=bytes_before + part.bytes_read,
+                            bytes_total=sum(sizes),
+                        )
+                    )
+        except InputError:
+            checkpoints.finish(position.to_json)
+            raise
+        checkpoints.finish(position.to_json)
+    engine.drain()
+    return ReplaySummary(
+        position.accepted,
+        position.rejected,
+        position.item_changes,
+        position.records,
+        resumed,
+        engine.pipeline.position,
+        checkpoints.report,
+    )
+
+
+def _rewindable(path: str) -> int:
+    """Bytes of a regular file. Raises StateError for anything else."""
+    size = size_of(path)
+    if size is None:
+        what = "standard input" if path == STANDARD_INPUT else f"{path}: is a pipe or a device, and it"
+        raise StateError(f"{what} cannot be read again from the middle, as a state needs it: write it to a file first")
+    return size
+
+
+def _take_up(engine: Engine, store: StateStore) -> InputPosition:
+    """Restore what a store holds, and where it stands in its input."""
+    if store.commit.generation == 0:
+        return InputPosition()
+    if store.commit.input is None:
+        raise StateError(
+            f"{store.path}: the state was saved by Engine.save, not by a replay, so there is no input to go on from:"
+            " replay into a new directory"
+        )
+    restore(store, engine)
+    return InputPosition.from_json(store.commit.input)
+
+
+def _knowing_the_last(chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, bool]]:
+    """Each chunk, and whether its input ends with it. What came before an error comes before the error."""
+    held: Chunk | None = None
+    try:
+        for chunk in chunks:
+            if held is not None:
+                yield held, False
+            held = chunk
+    except InputError:
+        if held is not None:
+            yield held, False
+        raise
+    if held is not None:
+        yield held, True

@@ -1,0 +1,93 @@
+"""What is wrong with a configuration, in sentences: pydantic's errors turned into one readable line each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+SHOWN = 60
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: one line per problem, each with where and what to do."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean "...")', or nothing where no known word is near."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f' (did you mean "{found[0]}"?)' if found else ""
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    """One line for each thing that is wrong: key path, what is wrong, the nearest known key, what is allowed."""
+    seen: set[str] = set()  # a key of several possible types fails once for each of them
+    for problem in error.errors(include_url=False):
+        path, owner, field = _resolve([str(part) for part in problem["loc"]], model)
+        if problem["type"] == "extra_forbidden" and owner is not None:
+            key = path[-1]
+            line = f"{'.'.join(path)}: unknown key{nearest(key, owner.model_fields)}"
+            line += f"; known here: {', '.join(owner.model_fields)}"
+        elif problem["type"] == "value_error":  # a contradiction, already in words
+            inner = str(problem["ctx"]["error"]) if "ctx" in problem else problem["msg"]
+            prefix = ".".join(path)
+            for text in inner.split("\n"):
+                yield f"{prefix}.{text}" if prefix else text
+            continue
+        else:
+            line = f"{'.'.join(path)}: {_shown(problem['input'])} is not allowed"
+            if field is not None:
+                line += nearest_literal(problem["input"], field) + f"; allowed: {field.description}"
+            else:
+                line += f": {problem['msg']}"
+        if line not in seen:
+            seen.add(line)
+            yield line
+
+
+def nearest_literal(value: object, field: FieldInfo) -> str:
+    """The nearest of a field's fixed choices, where it has some and the value is text."""
+    choices = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
+    return nearest(value, choices) if isinstance(value, str) else ""
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def _resolve(loc: list[str], model: type[BaseModel]) -> tuple[list[str], type[BaseModel] | None, FieldInfo | None]:
+    """(key path, the model that the last key belongs to, its field if known) of an error's location.
+
+    A location goes on below the key (place in a list, member of a union): those parts are left out.
+    """
+    path: list[str] = []
+    owner: type[BaseModel] | None = model
+    field: FieldInfo | None = None
+    for part in loc:
+        if owner is None:
+            break
+        path.append(part)
+        if field is not None:  # the part is a name in a table of tables
+            field = None
+            continue
+        field = owner.model_fields.get(part)
+        if field is None:
+            break
+        inner = _model_below(field.annotation)
+        if inner is None:
+            break
+        if len(path) < len(loc):
+            owner, field = inner, (field if field.annotation is not inner else None)
+    return path, owner, field
+
+
+def _model_below(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds, itself or as the values of a table."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

@@ -1,0 +1,279 @@
+"""The item stage of one item partition: keeps the adjacency, counts rows when they are due, returns patches.
+
+Which rows are counted when: first those of items that would become older than `max_staleness`, then due
+ones by relative change (changes since the last count, over the users who have the item), then, as far as
+there is room, the oldest of the untouched ones, since N and the column counts drift under every row. A
+patch leaves only where the fingerprint of a field differs from the last that was sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cco import lists
+from cco.arrays import wider
+from cco.config import Config
+from cco.edits import Edits
+from cco.item_machine import (
+    CHANGES,
+    DONE,
+    DUE_ITEMS,
+    HOLDERS_FULL,
+    OTHERS_FULL,
+    ItemState,
+    apply_edits,
+    make_due,
+    make_state,
+    spread_touches,
+    with_ids,
+)
+from cco.row_counter import EMPTY_FIELD, MapLike, RowCounter, prior_fields
+from cco.rows import Patches, Rows, join_rows
+from cco.vocabulary import Vocabulary
+from llr.jit import kernel
+
+Indices = npt.NDArray[np.int64]
+
+MUST_SHARE, MAY_SHARE = 0.8, 0.5  # of max_staleness: rows older than this are counted at any price, or if there is room
+NEVER_COUNTED = -1
+
+
+@kernel
+def _make_all_due(state: Any, items: Any, fields: Any) -> None:
+    for k in range(items.size):
+        make_due(state, np.int64(items[k]), fields, 0)
+
+
+class ItemStage:
+    """Rows of the primary items of item partition `partition`. Not safe for two threads."""
+
+    def __init__(
+        self,
+        config: Config,
+        users: Vocabulary,
+        items: Vocabulary,
+        partition: int = 0,
+        item_partitions: int = 1,
+        map_chunks: MapLike = map,
+    ) -> None:
+        self._config, self._users, self._items = config, users, items
+        self._partition, self._item_partitions = partition, item_partitions
+        self._kinds = len(config.indicator_names)
+        self._priors_bit = 1 << self._kinds
+        self._all = 2 * self._priors_bit - 1
+        self._sources = config.retention.source_partitions
+        self._state: ItemState = make_state(self._kinds)
+        self._counter = RowCounter(config, items, map_chunks)
+        self._source_counts = np.zeros((self._sources, self._kinds, 0), np.int32)
+        self._source_priors = np.zeros((self._sources, len(config.prior_names), 0), np.int32)
+        self._source_members = np.zeros(self._sources, np.int64)
+        self._applied = np.zeros(self._sources, np.int64)
+        self._fingerprints = np.zeros((self._kinds + 1, 0), np.uint64)
+        self._counted_at = np.zeros(0, np.float64)  # clock time of the last count of all fields
+        self._counted_version = np.zeros(0, np.int64)
+        self._version = 0
+        self.rows_counted = 0
+
+    # -- edits --------------------------------------------------------------------------------------
+
+    def apply(self, edits: Edits, now: float) -> None:
+        """Apply a message. `now` is the caller's clock, seconds; a row that is new ages from here."""
+        self._fit(now)
+        partitions, begin = self._items.partitions(self._item_partitions), 0
+        before = int(self._state.registers[CHANGES])
+        while True:
+            begin, full = apply_edits(
+                self._state, partitions, self._partition, self._kinds,
+                edits.op, edits.indicator, edits.user, edits.item, begin,
+            )  # fmt: skip
+            if full == DONE:
+                break
+            self._grow(full, edits, begin)
+        spread_touches(self._state, partitions, self._partition)
+        changed = int(self._state.registers[CHANGES]) != before
+        changed |= self._take_counts(edits)
+        self._applied[edits.source] = edits.position
+        if changed:
+            self._version += 1
+
+    def _fit(self, now: float) -> None:
+        users, items = len(self._users), len(self._items)
+        self._state = with_ids(self._state, users, items, self._kinds)
+        have, size = self._counted_at.size, self._state.due.size
+        if size > have:
+            self._source_counts = wider(self._source_counts, size)
+            self._source_priors = wider(self._source_priors, size)
+            self._fingerprints = wider(self._fingerprints, size)
+            self._counted_at = np.concatenate([self._counted_at, np.full(size - have, np.inf)])
+            self._counted_version = np.concatenate(
+                [self._counted_version, np.full(size - have, NEVER_COUNTED, np.int64)]
+            )
+        self._now = now
+
+    def _grow(self, full: int, edits: Edits, at: int) -> None:
+        state = self._state
+        user, item, kind = int(edits.user[at]), int(edits.item[at]), int(edits.indicator[at])
+        if full == HOLDERS_FULL:
+            need = 2 * int(state.holders.head[item, 1]) + 1
+            self._state = state._replace(holders=lists.grown(state.holders, need))
+        elif full == OTHERS_FULL:
+            need = 2 * int(state.others.head[user * (self._kinds - 1) + kind - 1, 1]) + 1
+            self._state = state._replace(others=lists.grown(state.others, need))
+        else:
+            need = 2 * int(state.primary.head[user, 1]) + 1
+            self._state = state._replace(primary=lists.grown(state.primary, need))
+
+    def _take_counts(self, edits: Edits) -> bool:
+        """The source's own counts and priors replace what it said before; answers whether any differs."""
+        source, state = edits.source, self._state
+        changed = bool(self._source_members[source] != edits.members)
+        self._source_members[source] = edits.members
+        if edits.count.size:
+            self._source_counts[source, edits.count_indicator, edits.count_item] = edits.count
+            changed = True
+        if edits.prior.size:
+            self._source_priors[source, edits.prior, edits.prior_item] = edits.prior_value
+            own = np.unique(edits.prior_item)
+            if self._item_partitions > 1:
+                own = own[self._items.partitions(self._item_partitions)[own] == self._partition]
+            _make_all_due(state, own, self._priors_bit)
+            changed = True
+        new = state.due_items[: int(state.registers[DUE_ITEMS])]
+        born = new[np.isinf(self._counted_at[new])]
+        self._counted_at[born] = self._now
+        return changed
+
+    # -- rows ---------------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> tuple[int, ...]:
+        """Per source, the events of its log that are applied."""
+        return tuple(self._applied.tolist())
+
+    @property
+    def members(self) -> int:
+        """N, the users in U over all sources."""
+        return int(self._source_members.sum())
+
+    def due(self) -> int:
+        """Items with a field that is due."""
+        return int(self._state.registers[DUE_ITEMS])
+
+    def staleness(self, now: float) -> float:
+        """Seconds since the oldest row that is out of date was counted; 0 if none is."""
+        stale = self._counted_at[self._counted_version < self._version]
+        oldest = float(stale.min(initial=np.inf))
+        return max(0.0, now - oldest) if np.isfinite(oldest) else 0.0
+
+    def publish(self, now: float, limit: int) -> Patches | None:
+        """Count up to `limit` items (more only where max_staleness demands it); None if nothing changed."""
+        items = self._choose(now, limit)
+        return self._count(items, now) if items.size else None
+
+    def refresh(self, now: float, limit: int) -> Patches | None:
+        """As `publish`, for draining: any `limit` items that are out of date, and never more.
+
+        Answers None only when every row is exact at `position`; patches may be empty.
+        """
+        stale = np.flatnonzero((self._counted_version < self._version) & np.isfinite(self._counted_at))[:limit]
+        if not stale.size:
+            return None
+        self._state.due[stale] |= np.uint32(self._all)
+        return self._count(stale, now) or Patches(self.position, join_rows([]))
+
+    def _choose(self, now: float, limit: int) -> Indices:
+        state, most = self._state, self._config.max_staleness
+        age = now - self._counted_at  # minus infinity for what was never due
+        stale = (self._counted_version < self._version) & (age > MAY_SHARE * most)
+        old = np.flatnonzero(stale)
+        must = old[age[old] > MUST_SHARE * most]
+        due = state.due_items[: int(state.registers[DUE_ITEMS])].astype(np.int64)
+        room = max(0, limit - must.size)
+        if due.size > room:
+            holders = np.maximum(state.holders.head[due, 1], 1)
+            relative = state.touches[due] / holders
+            due = due[np.argpartition(-relative, room - 1)[:room]] if room else due[:0]
+        room -= due.size
+        if old.size - must.size > 0 and room > 0:
+            may = old[np.argsort(self._counted_at[old], kind="stable")][: must.size + room]
+        else:
+            may = must
+        state.due[may] |= np.uint32(self._all)
+        return np.union1d(due, may)
+
+    def _count(self, items: Indices, now: float) -> Patches | None:
+        """Count the due fields of `items` (sorted), and return those that changed."""
+        state = self._state
+        fields = state.due[items].copy()
+        state.due[items] = 0
+        state.touches[items] = 0
+        waiting = state.due_items[: int(state.registers[DUE_ITEMS])]
+        waiting = waiting[state.due[waiting] != 0]
+        state.due_items[: waiting.size] = waiting
+        state.registers[DUE_ITEMS] = waiting.size
+        whole = items[(fields & np.uint32(self._all >> 1)) == self._all >> 1]
+        self._counted_at[whole] = now
+        self._counted_version[whole] = self._version
+        parts = []
+        for t in range(self._kinds):
+            mine = items[(fields >> np.uint32(t)) & np.uint32(1) == 1]
+            if mine.size:
+                parts.append(self._counter.count(state, t, mine, self._column_counts(t), self.members))
+                self.rows_counted += mine.size
+        parts.append(prior_fields(items, self._source_priors, self._kinds))
+        changed = [self._changed(part.rows, part.fingerprints) for part in parts]
+        rows = join_rows(changed)
+        return Patches(self.position, rows) if len(rows) else None
+
+    def _column_counts(self, kind: int) -> npt.NDArray[np.int32]:
+        if self._sources == 1:
+            only: npt.NDArray[np.int32] = self._source_counts[0, kind]
+            return only
+        total: npt.NDArray[np.int32] = self._source_counts[:, kind].sum(axis=0, dtype=np.int32)
+        return total
+
+    def _changed(self, rows: Rows, fingerprints: npt.NDArray[np.uint64]) -> Rows:
+        before = self._fingerprints[rows.field, rows.item]
+        self._fingerprints[rows.field, rows.item] = fingerprints
+        return rows.select(np.flatnonzero(before != fingerprints))
+
+    def forget_sent(self) -> None:
+        """A new index, or a new assignment: every row that is not empty is to be sent once more."""
+        self._fingerprints[:] = EMPTY_FIELD
+        known = np.flatnonzero(np.isfinite(self._counted_at))
+        self._counted_version[known] = NEVER_COUNTED
+
+    def exact_rows(self) -> Rows:
+        """All rows with entries, float64, counted from the state as it is; publishes nothing."""
+        items = np.flatnonzero(self._state.holders.head[: len(self._items), 1])
+        if not items.size:
+            return join_rows([])
+        parts = [
+            self._counter.exact(self._state, t, items, self._column_counts(t), self.members) for t in range(self._kinds)
+        ]
+        parts.append(prior_fields(items, self._source_priors, self._kinds, exact=True).rows)
+        rows = join_rows(parts)
+        return rows.select(np.flatnonzero(np.diff(rows.start)))
+
+    # -- looking in ---------------------------------------------------------------------------------
+
+    def counts(self, item: int, kind: int, feature: int) -> tuple[int, int, int, int]:
+        """(k, n_A(item), n_t(feature), N) for row (item, kind) as of `position`."""
+        return self._counter.counts(self._state, kind, item, feature, self._column_counts(kind), self.members)
+
+    def heaviest(self, number: int) -> list[tuple[int, int]]:
+        """(item, users who have it), most users first, then by index."""
+        users = self._state.holders.head[: len(self._items), 1].astype(np.int64)
+        order = np.lexsort((np.arange(users.size), -users))[:number]
+        return [(int(i), int(users[i])) for i in order if users[i] > 0]
+
+    def nbytes(self) -> int:
+        """Bytes in use, the unused ends of growing arrays apart."""
+        state = self._state
+        arenas = int(state.primary.top[0]) * 8 + int(state.others.top[0]) * 4 + int(state.holders.top[0]) * 4
+        per_user = 8 * self._kinds + 12
+        per_item = 8 + 12 + 16 + 8 * (self._kinds + 1) + 4 * self._sources * (self._kinds + 4)
+        return arenas + len(self._users) * per_user + len(self._items) * per_item

@@ -1,0 +1,381 @@
+"""The state machine of the user stage: retention of one source partition, from events to edits.
+
+A user is in U (a member) while at least `min_primary` primary items are retained. Each event goes
+through the same steps: the watermark moves and whoever is due expires; what the event adds is admitted,
+what it removes goes; the user joins or leaves U; what is now outside the window expires. Every change
+of a member's history is counted and told to the item partitions that hold the user, i.e. those with a
+primary item of the user.
+
+The kernels stop before a step for which a buffer might be too small and resume where they stopped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cco import lists
+from cco.edits import ADD, ENTER, LEAVE, REMOVE
+from cco.event_data import CLOCK, DELETE_USER
+from cco.expiry import cancel, next_due, schedule
+from cco.retention import INSERTED, KEPT, NEVER, REPLACED, admit, expired, find, settle
+from cco.user_state import (
+    APPLIED,
+    BUCKETS,
+    DIRTY,
+    EDITS,
+    MEMBER,
+    MEMBERS,
+    PRIORS_MOVED,
+    SAVED,
+    TO_SAVE,
+    TOUCHED,
+    WATERMARK,
+    pack,
+)
+from llr.jit import inlined, kernel
+
+DONE, EDITS_FULL, SAVED_FULL, ARENA_FULL = 0, 1, 2, 3
+
+
+@inlined
+def _touch(state: Any, kind: Any, item: Any) -> None:
+    if state.marks[kind, item] == 0:
+        state.marks[kind, item] = 1
+        at = state.registers[TOUCHED]
+        state.touched[at, 0] = np.uint32(kind)
+        state.touched[at, 1] = np.uint32(item)
+        state.registers[TOUCHED] = at + 1
+
+
+@inlined
+def _emit(state: Any, op: Any, user: Any, kind: Any, item: Any, partition: Any) -> None:
+    at = state.registers[EDITS]
+    state.edits[at, 0] = np.uint32(op | (kind << 8) | (partition << 16))
+    state.edits[at, 1] = np.uint32(user)
+    state.edits[at, 2] = np.uint32(item)
+    state.registers[EDITS] = at + 1
+
+
+@kernel
+def _primaries(state: Any, names: Any, user: Any, partition: Any) -> Any:
+    """How many primary items of the user lie in the item partition."""
+    key = user * state.counts.shape[0]
+    start, n, found = np.int64(state.histories.head[key, 0]), np.int64(state.histories.head[key, 1]), 0
+    for k in range(n):
+        if names.item_partitions[state.histories.data[start + k]] == partition:
+            found += 1
+    return found
+
+
+@inlined
+def _present(state: Any, rule: Any, names: Any, user: Any, partition: Any) -> Any:
+    if rule.partitions == 1:
+        return np.int64(state.histories.head[user * state.counts.shape[0], 1])
+    return np.int64(_primaries(state, names, user, partition))
+
+
+@kernel
+def _emit_enter(state: Any, user: Any, partition: Any) -> None:
+    """The whole history, for an item partition that comes to hold the user."""
+    kinds = state.counts.shape[0]
+    _emit(state, ENTER, user, 0, 0, partition)
+    for t in range(kinds):
+        start = np.int64(state.histories.head[user * kinds + t, 0])
+        for k in range(np.int64(state.histories.head[user * kinds + t, 1])):
+            _emit(state, ADD, user, t, np.int64(state.histories.data[start + k]), partition)
+
+
+@kernel
+def _ring(state: Any, rule: Any, item: Any, time: Any, sign: Any) -> None:
+    for p in range(rule.widths.size):
+        if rule.widths[p] > 0:
+            bucket = np.int64(time) // rule.widths[p]
+            if state.registers[WATERMARK] // rule.widths[p] - bucket < BUCKETS:
+                state.rings[p, bucket % BUCKETS, item] += np.int32(sign)
+
+
+@kernel
+def _count_prior(state: Any, rule: Any, item: Any, time: Any, sign: Any) -> None:
+    """A member's primary interaction of that time comes (+1) or goes (-1)."""
+    _ring(state, rule, item, time, sign)
+    if rule.widths.size > 0:
+        _touch(state, rule.caps.size, item)
+
+
+@inlined
+def _count(state: Any, rule: Any, kind: Any, item: Any, time: Any, sign: Any) -> None:
+    state.counts[kind, item] += np.int32(sign)
+    _touch(state, kind, item)
+    if kind == 0:
+        _count_prior(state, rule, item, time, sign)
+
+
+@inlined
+def _tell(state: Any, rule: Any, names: Any, op: Any, user: Any, kind: Any, item: Any) -> None:
+    """Tell every item partition that holds the member, after the history has changed."""
+    own = np.int64(names.item_partitions[item]) if kind == 0 else -1
+    for p in range(rule.partitions):
+        held = _present(state, rule, names, user, p)
+        if p == own and op == ADD and held == 1:
+            _emit_enter(state, user, p)
+        elif p == own and op == REMOVE and held == 0:
+            _emit(state, LEAVE, user, 0, 0, p)
+        elif held > 0:
+            _emit(state, op, user, kind, item, p)
+
+
+@inlined
+def _insert(state: Any, rule: Any, names: Any, user: Any, kind: Any, item: Any, time: Any) -> None:
+    lists.push(state.histories, user * state.counts.shape[0] + kind, np.uint32(item), np.uint32(time))
+    if state.flags[user] & MEMBER:
+        _count(state, rule, kind, item, time, 1)
+        _tell(state, rule, names, ADD, user, kind, item)
+
+
+@kernel
+def _remove(state: Any, rule: Any, names: Any, user: Any, kind: Any, slot: Any) -> None:
+    key = user * state.counts.shape[0] + kind
+    at = np.int64(state.histories.head[key, 0]) + slot
+    item, time = np.int64(state.histories.data[at]), np.int64(state.histories.extra[at])
+    lists.drop(state.histories, key, slot)
+    if state.flags[user] & MEMBER:
+        _count(state, rule, kind, item, time, -1)
+        _tell(state, rule, names, REMOVE, user, kind, item)
+
+
+@kernel
+def _join_or_leave(state: Any, rule: Any, names: Any, user: Any) -> Any:
+    """Make the user's membership what the history says; returns whether it changed."""
+    kinds = state.counts.shape[0]
+    enough = np.int64(state.histories.head[user * kinds, 1]) >= rule.min_primary
+    if enough == ((state.flags[user] & MEMBER) != 0):
+        return False
+    sign = 1 if enough else -1
+    state.flags[user] ^= np.uint8(MEMBER)
+    state.registers[MEMBERS] += sign
+    for t in range(kinds):
+        start = np.int64(state.histories.head[user * kinds + t, 0])
+        for k in range(np.int64(state.histories.head[user * kinds + t, 1])):
+            item = np.int64(state.histories.data[start + k])
+            _count(state, rule, t, item, np.int64(state.histories.extra[start + k]), sign)
+    for p in range(rule.partitions):
+        if _present(state, rule, names, user, p) > 0:
+            if enough:
+                _emit_enter(state, user, p)
+            else:
+                _emit(state, LEAVE, user, 0, 0, p)
+    return True
+
+
+@inlined
+def _window(state: Any, rule: Any, user: Any) -> Any:
+    return rule.window if state.flags[user] & MEMBER else rule.visitor_window
+
+
+@kernel
+def _expire(state: Any, rule: Any, names: Any, user: Any) -> None:
+    """What lies outside the user's window goes; leaving U may make the window another."""
+    kinds = state.counts.shape[0]
+    while True:
+        window = _window(state, rule, user)
+        if window == NEVER:
+            return
+        cutoff = state.registers[WATERMARK] - window
+        for t in range(kinds):
+            key = user * kinds + t
+            while True:
+                slot = expired(
+                    state.histories.extra,
+                    np.int64(state.histories.head[key, 0]),
+                    np.int64(state.histories.head[key, 1]),
+                    cutoff,
+                )
+                if slot < 0:
+                    break
+                _remove(state, rule, names, user, t, slot)
+        if not _join_or_leave(state, rule, names, user):
+            return
+
+
+@kernel
+def _reschedule(state: Any, rule: Any, user: Any) -> None:
+    """Expiry is due when the watermark passes the oldest retained time plus the window."""
+    kinds = state.counts.shape[0]
+    window = _window(state, rule, user)
+    oldest = np.int64(1) << 62
+    if window != NEVER:
+        for t in range(kinds):
+            start = np.int64(state.histories.head[user * kinds + t, 0])
+            for k in range(np.int64(state.histories.head[user * kinds + t, 1])):
+                oldest = min(oldest, np.int64(state.histories.extra[start + k]))
+    if oldest == np.int64(1) << 62:
+        cancel(state.expiry, user)
+    else:
+        schedule(state.expiry, user, oldest + window)
+
+
+@inlined
+def _keep_scheduled(state: Any, rule: Any, user: Any, time: Any, changed: Any) -> None:
+    """The cheap case first: a user in the heap who is looked at early enough stays where he is."""
+    window = _window(state, rule, user)
+    if window == NEVER and state.expiry.place[user] == 0:
+        return
+    if changed or state.expiry.place[user] == 0 or state.expiry.due[user] > time + window:
+        _reschedule(state, rule, user)
+
+
+@inlined
+def _admit(state: Any, rule: Any, names: Any, user: Any, kind: Any, item: Any, time: Any) -> None:
+    key = user * state.counts.shape[0] + kind
+    start, n = np.int64(state.histories.head[key, 0]), np.int64(state.histories.head[key, 1])
+    data, times = state.histories.data, state.histories.extra
+    user_hash, of_indicator, cap = names.user_hashes[user], rule.hashes[kind], rule.caps[kind]
+    outcome, slot = admit(
+        data, times, start, n, cap, item, time, user_hash, names.item_hashes, of_indicator, rule.recent
+    )
+    if outcome == KEPT:
+        before = np.int64(times[start + slot])
+        if time > before:
+            if kind == 0 and state.flags[user] & MEMBER:
+                _count_prior(state, rule, item, before, -1)
+                _count_prior(state, rule, item, time, 1)
+            times[start + slot] = np.uint32(time)
+        return
+    if outcome == REPLACED:
+        _remove(state, rule, names, user, kind, slot)
+    if outcome in (INSERTED, REPLACED):
+        _insert(state, rule, names, user, kind, item, time)
+        start, n = np.int64(state.histories.head[key, 0]), np.int64(state.histories.head[key, 1])
+        settle(data, times, start, n, cap, user_hash, names.item_hashes, of_indicator, rule.recent)
+
+
+@kernel
+def _delete(state: Any, rule: Any, names: Any, user: Any) -> None:
+    kinds = state.counts.shape[0]
+    for t in range(kinds):
+        for slot in range(np.int64(state.histories.head[user * kinds + t, 1]) - 1, -1, -1):
+            _remove(state, rule, names, user, t, slot)
+
+
+@inlined
+def _mark(state: Any, user: Any) -> None:
+    """Before a user changes: what the present cut still owes is packed as it was."""
+    if state.flags[user] & TO_SAVE:
+        pack(state, user)
+        state.flags[user] &= np.uint8(255 - TO_SAVE)
+    state.flags[user] |= np.uint8(DIRTY)
+
+
+@inlined
+def _advance(state: Any, rule: Any, time: Any) -> None:
+    """Move the watermark; ring slots that now stand for new buckets begin at zero."""
+    before = state.registers[WATERMARK]
+    if time <= before:
+        return
+    state.registers[WATERMARK] = time
+    for p in range(rule.widths.size):
+        if rule.widths[p] > 0:
+            old, new = before // rule.widths[p], time // rule.widths[p]
+            for bucket in range(max(old + 1, new - BUCKETS + 1), new + 1):
+                state.rings[p, bucket % BUCKETS, :] = 0
+                state.registers[PRIORS_MOVED] = 1
+
+
+@inlined
+def _full(state: Any, rule: Any) -> Any:
+    """Which buffer might be too small for one more step, or DONE."""
+    if state.registers[EDITS] + rule.edits_a_step > state.edits.shape[0]:
+        return EDITS_FULL
+    if state.registers[TOUCHED] + rule.touched_a_step > state.touched.shape[0]:
+        return EDITS_FULL
+    if state.registers[SAVED] + rule.words_a_user > state.saved.size:
+        return SAVED_FULL
+    if state.histories.top[0] + rule.arena_a_step > state.histories.data.size:
+        return ARENA_FULL
+    return DONE
+
+
+@inlined
+def _apply(state: Any, rule: Any, names: Any, user: Any, item: Any, kind: Any, time: Any) -> None:
+    _mark(state, user)
+    if kind == DELETE_USER:
+        _delete(state, rule, names, user)
+    else:
+        adds, removes = np.int64(rule.add_mask[kind]), np.int64(rule.remove_mask[kind])
+        for t in range(rule.caps.size):
+            if (adds >> t) & 1:
+                _admit(state, rule, names, user, t, item, time)
+        for t in range(rule.caps.size):
+            if (removes >> t) & 1:
+                key = user * rule.caps.size + t
+                start, n = np.int64(state.histories.head[key, 0]), np.int64(state.histories.head[key, 1])
+                slot = find(state.histories.data, start, n, item)
+                if slot >= 0:
+                    _remove(state, rule, names, user, t, slot)
+    changed = _join_or_leave(state, rule, names, user)
+    window = _window(state, rule, user)
+    if window != NEVER and (changed or state.registers[WATERMARK] - window > time):
+        _expire(state, rule, names, user)
+        changed = True
+    _keep_scheduled(state, rule, user, time, changed)
+
+
+@kernel
+def consume(state: Any, rule: Any, names: Any, users: Any, items: Any, types: Any, times: Any, begin: Any) -> Any:
+    """Apply events from `begin` on. Returns (the next event, DONE or the buffer that is full)."""
+    for e in range(begin, types.size):
+        time = np.int64(times[e])
+        _advance(state, rule, time)
+        while True:
+            full = _full(state, rule)
+            if full != DONE:
+                return e, full
+            user = next_due(state.expiry, state.registers[WATERMARK])
+            if user < 0:
+                break
+            _mark(state, user)
+            _expire(state, rule, names, user)
+            _reschedule(state, rule, user)
+        if types[e] != CLOCK:
+            _apply(state, rule, names, np.int64(users[e]), np.int64(items[e]), np.int64(types[e]), time)
+        state.registers[APPLIED] += 1
+    return types.size, DONE
+
+
+@kernel
+def count_members(state: Any, rule: Any, names: Any, users: Any) -> None:
+    """After loading histories: membership, counts, priors and what is due follow from them. Tells nobody."""
+    kinds = state.counts.shape[0]
+    for user in range(users):
+        if np.int64(state.histories.head[user * kinds, 1]) >= rule.min_primary:
+            state.flags[user] |= np.uint8(MEMBER)
+            state.registers[MEMBERS] += 1
+            for t in range(kinds):
+                start = np.int64(state.histories.head[user * kinds + t, 0])
+                for k in range(np.int64(state.histories.head[user * kinds + t, 1])):
+                    item = np.int64(state.histories.data[start + k])
+                    state.counts[t, item] += np.int32(1)
+                    if t == 0:
+                        _ring(state, rule, item, np.int64(state.histories.extra[start + k]), 1)
+        _reschedule(state, rule, user)
+    state.registers[PRIORS_MOVED] = 1
+
+
+@kernel
+def tell_members(state: Any, rule: Any, names: Any, begin: Any, end: Any) -> Any:
+    """ENTER every member from `begin` on wherever he belongs; returns the next user when buffers are full."""
+    kinds = state.counts.shape[0]
+    for user in range(begin, end):
+        if _full(state, rule) == EDITS_FULL:
+            return user
+        if state.flags[user] & MEMBER:
+            for p in range(rule.partitions):
+                if _present(state, rule, names, user, p) > 0:
+                    _emit_enter(state, user, p)
+            for t in range(kinds):
+                start = np.int64(state.histories.head[user * kinds + t, 0])
+                for k in range(np.int64(state.histories.head[user * kinds + t, 1])):
+                    _touch(state, t, np.int64(state.histories.data[start + k]))
+    return end

@@ -1,0 +1,283 @@
+"""The user stage of one source partition: feeds the state machine, grows its memory, collects its edits.
+
+It also cuts its state for durable storage without stopping: `begin_cut` fixes a position, `pack_some`
+copies what changed since the last cut piece by piece while events go on, and a user who is about to
+change before being copied is packed as he was (copy on write).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from cco import lists
+from cco.config import Config
+from cco.edits import Edits
+from cco.event_data import EventBatch
+from cco.user_machine import ARENA_FULL, DONE, SAVED_FULL, consume, count_members, tell_members
+from cco.user_state import (
+    APPLIED,
+    BUCKETS,
+    DIRTY,
+    EDITS,
+    MEMBER,
+    MEMBERS,
+    PRIORS_MOVED,
+    SAVE_CURSOR,
+    SAVED,
+    TO_SAVE,
+    TOUCHED,
+    WATERMARK,
+    Names,
+    UserState,
+    make_rule,
+    make_state,
+    measure,
+    pack_more,
+    unpack,
+    with_ids,
+)
+from cco.vocabulary import Vocabulary
+
+Words = npt.NDArray[np.uint32]
+
+SAVE_WORDS = 1 << 20  # of packed users handed out at a time: 4 MB
+
+
+class DamagedStateError(ValueError):
+    """Packed users do not parse: the state they came from is damaged and cannot be used."""
+
+
+class UserStage:
+    """Retention of the users of source partition `source`. Not safe for two threads."""
+
+    def __init__(
+        self, config: Config, users: Vocabulary, items: Vocabulary, source: int = 0, item_partitions: int = 1
+    ) -> None:
+        self._config, self._users, self._items, self._source = config, users, items, source
+        self._rule = make_rule(config, item_partitions)
+        self._state: UserState = make_state(self._rule)
+        self._sent_priors = np.zeros((len(config.prior_names), 0), np.int32)
+        self._packed: list[Words] = []
+        self._cut_open = False
+
+    @property
+    def applied(self) -> int:
+        """Events of this source's log that are applied."""
+        return int(self._state.registers[APPLIED])
+
+    @property
+    def watermark(self) -> int:
+        """The largest event time so far, epoch seconds."""
+        return int(self._state.registers[WATERMARK])
+
+    @property
+    def members(self) -> int:
+        """Users of this source in U."""
+        return int(self._state.registers[MEMBERS])
+
+    def is_member(self, user: int) -> bool:
+        """Whether the user is in U."""
+        return user < self._state.flags.size and bool(self._state.flags[user] & MEMBER)
+
+    def history(self, user: int) -> list[tuple[Words, Words]]:
+        """(items, times) retained for the user, one pair per indicator, latest first, then by index."""
+        kinds = self._rule.caps.size
+        found = []
+        for t in range(kinds):
+            start, n = (0, 0)
+            if user < self._state.flags.size:
+                start, n = (int(x) for x in self._state.histories.head[user * kinds + t])
+            items = self._state.histories.data[start : start + n].copy()
+            times = self._state.histories.extra[start : start + n].copy()
+            order = np.lexsort((items, -times.astype(np.int64)))
+            found.append((items[order], times[order]))
+        return found
+
+    def retained(self) -> npt.NDArray[np.int64]:
+        """(indicators,) retained interactions, of members and others."""
+        kinds = self._rule.caps.size
+        lengths = self._state.histories.head[: self._state.flags.size * kinds, 1].reshape(-1, kinds)
+        total: npt.NDArray[np.int64] = lengths.sum(axis=0, dtype=np.int64)
+        return total
+
+    def nbytes(self) -> int:
+        """Bytes that are in use, the unused ends of growing arrays apart."""
+        state, users = self._state, len(self._users)
+        per_user = 8 * int(self._rule.caps.size) + 1 + 16
+        per_item = int(state.counts.shape[0]) * 5 + 1 + state.rings.shape[0] * BUCKETS * 4
+        buffers = state.edits.nbytes + state.touched.nbytes + state.saved.nbytes
+        total: int = int(state.histories.top[0]) * 8 + users * per_user + len(self._items) * per_item + buffers
+        return total
+
+    def ingest(self, batch: EventBatch) -> Iterator[list[Edits]]:
+        """Apply events of this source; yields messages (one per item partition) as the buffers fill.
+
+        The consumer applies each message before taking the next.
+        """
+        self._fit()
+        names, begin = self._names(), 0
+        while True:
+            begin, full = consume(
+                self._state, self._rule, names, batch.users, batch.items, batch.types, batch.times, begin
+            )
+            if full == ARENA_FULL:
+                self._state = self._state._replace(
+                    histories=lists.grown(self._state.histories, int(self._rule.arena_a_step))
+                )
+            elif full == SAVED_FULL:
+                self._take_packed()
+            else:
+                yield self._take_edits()
+                if full == DONE:
+                    return
+
+    def _names(self) -> Names:
+        return Names(self._users.hashes, self._items.hashes, self._items.partitions(int(self._rule.partitions)))
+
+    def _fit(self) -> None:
+        self._state = with_ids(self._state, len(self._users), len(self._items))
+        have = self._sent_priors.shape[1]
+        if self._state.counts.shape[1] > have:
+            wider = np.zeros((self._sent_priors.shape[0], self._state.counts.shape[1]), np.int32)
+            wider[:, :have] = self._sent_priors
+            self._sent_priors = wider
+
+    def _take_edits(self) -> list[Edits]:
+        """The edits since the last time, by item partition; counts and priors go to all of them."""
+        state = self._state
+        edits = state.edits[: int(state.registers[EDITS])].copy()
+        touched = state.touched[: int(state.registers[TOUCHED])].copy()
+        state.marks[touched[:, 0], touched[:, 1]] = 0
+        state.registers[EDITS] = state.registers[TOUCHED] = 0
+        kinds = self._rule.caps.size
+        counted = touched[touched[:, 0] < kinds]
+        prior, prior_item, prior_value = self._changed_priors(touched[touched[:, 0] == kinds, 1])
+        partitions, messages = int(self._rule.partitions), []
+        of_partition = edits[:, 0] >> np.uint32(16)
+        for p in range(partitions):
+            mine = edits if partitions == 1 else edits[of_partition == p]
+            messages.append(
+                Edits(
+                    self._source,
+                    self.applied,
+                    mine[:, 0].astype(np.uint8),
+                    (mine[:, 0] >> np.uint32(8)).astype(np.uint8),
+                    mine[:, 1],
+                    mine[:, 2],
+                    self.members,
+                    counted[:, 0].astype(np.uint8),
+                    counted[:, 1],
+                    state.counts[counted[:, 0], counted[:, 1]],
+                    prior,
+                    prior_item,
+                    prior_value,
+                )
+            )
+        return messages
+
+    def _changed_priors(self, items: Words) -> tuple[npt.NDArray[np.uint8], Words, npt.NDArray[np.int32]]:
+        """(prior, item, value) of those whose value differs from what was said before."""
+        state = self._state
+        if state.registers[PRIORS_MOVED]:
+            state.registers[PRIORS_MOVED] = 0
+            items = np.arange(len(self._items), dtype=np.uint32)
+        names = self._config.prior_names
+        if not names or items.size == 0:
+            return np.empty(0, np.uint8), np.empty(0, np.uint32), np.empty(0, np.int32)
+        values = np.stack([self._prior_values(p, name, items) for p, name in enumerate(names)])
+        prior, at = np.nonzero(values != self._sent_priors[:, items])
+        self._sent_priors[prior, items[at]] = values[prior, at]
+        return prior.astype(np.uint8), items[at], values[prior, at]
+
+    def _prior_values(self, prior: int, name: str, items: Words) -> npt.NDArray[np.int32]:
+        """(n,) the prior of items: sums of buckets by age, newest first; values below zero count as none."""
+        width = int(self._rule.widths[prior])
+        if width == 0:
+            popular: npt.NDArray[np.int32] = self._state.counts[0, items]
+            return popular
+        ages = (self.watermark // width - np.arange(BUCKETS)) % BUCKETS
+        by_age = self._state.rings[prior][ages[:, None], items[None, :]]
+        signs = {
+            "trending": [1] * 6 + [-1] * 6,  # the newer half minus the older
+            "hot": [1] * 4 + [-2] * 4 + [1] * 4,  # second difference over thirds
+        }.get(name, [1] * BUCKETS)
+        total: npt.NDArray[np.int32] = (by_age * np.array(signs, np.int32)[:, None]).sum(axis=0, dtype=np.int32)
+        return np.maximum(total, 0)
+
+    # -- durable state ------------------------------------------------------------------------------
+
+    def begin_cut(self, everything: bool = False) -> tuple[int, int]:
+        """Fix (applied, watermark): the users who changed since the last cut are owed as they are now.
+
+        With `everything`, all users who have a history are owed, and nobody else: a cut that needs no other
+        before it. Raises RuntimeError while a cut is open.
+        """
+        if self._cut_open:
+            raise RuntimeError("a cut is open: take pack_some until it answers None")
+        flags = self._state.flags
+        owed = self._have_history() if everything else (flags & DIRTY) != 0
+        flags &= np.uint8(MEMBER)
+        flags |= owed.astype(np.uint8) * np.uint8(TO_SAVE)
+        self._state.registers[SAVE_CURSOR] = 0
+        self._cut_open = True
+        return self.applied, self.watermark
+
+    def _have_history(self) -> npt.NDArray[np.bool_]:
+        """(users,): who has any item under any indicator."""
+        kinds = self._rule.caps.size
+        lengths = self._state.histories.head[: self._state.flags.size * kinds, 1]
+        found: npt.NDArray[np.bool_] = lengths[::kinds] != 0
+        for t in range(1, kinds):
+            found |= lengths[t::kinds] != 0
+        return found
+
+    def pack_some(self) -> Words | None:
+        """The next records of the open cut, about SAVE_WORDS words; None when it is complete."""
+        if not self._cut_open:
+            raise RuntimeError("no cut is open")
+        pack_more(self._state, self._rule.words_a_user, SAVE_WORDS)
+        self._take_packed()
+        if self._packed:
+            words = self._packed[0] if len(self._packed) == 1 else np.concatenate(self._packed)
+            self._packed.clear()
+            return words
+        if int(self._state.registers[SAVE_CURSOR]) < self._state.flags.size:
+            return np.empty(0, np.uint32)
+        self._cut_open = False
+        return None
+
+    def _take_packed(self) -> None:
+        used = int(self._state.registers[SAVED])
+        if used:
+            self._packed.append(self._state.saved[:used].copy())
+            self._state.registers[SAVED] = 0
+
+    def restore(self, words: Words) -> None:
+        """Load packed users. Raises DamagedStateError if they do not parse or name unknown ids."""
+        kinds = self._rule.caps.size
+        users, _, last_user, last_item = measure(words, kinds)
+        if users < 0 or last_user >= len(self._users) or last_item >= len(self._items):
+            raise DamagedStateError("a packed record of users does not parse or names ids that are not there")
+        self._fit()
+        begin = 0
+        while begin < words.size:
+            histories = lists.grown(self._state.histories, 2 * int(self._rule.arena_a_step))
+            self._state = self._state._replace(histories=histories)
+            begin = unpack(self._state, words, begin, self._rule.arena_a_step)
+
+    def restored(self, applied: int, watermark: int) -> None:
+        """After the last `restore`: the position and what follows from the histories."""
+        self._fit()
+        self._state.registers[APPLIED] = applied
+        self._state.registers[WATERMARK] = watermark
+        count_members(self._state, self._rule, self._names(), len(self._users))
+
+    def resync(self) -> Iterator[list[Edits]]:
+        """Messages that tell empty item partitions everything."""
+        user, names = 0, self._names()
+        while user < len(self._users):
+            user = tell_members(self._state, self._rule, names, user, len(self._users))
+            yield self._take_edits()

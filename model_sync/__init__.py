@@ -1,0 +1,1 @@
+"""The published model: the Index contract, the index in memory, and what it takes to query them."""

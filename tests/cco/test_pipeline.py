@@ -1,0 +1,209 @@
+"""The joined stages against the oracle: each patch at its position, each row within max_staleness, and the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cco.batch import rebuild
+from cco.config import Config
+from cco.model_file import encode
+from cco.pipeline import Pipeline
+from cco.row_counter import MapLike
+from cco.rows import Patches, Rows
+from cco.vocabulary import Vocabulary
+from tests.cco.histories import Event, cases, to_batch, to_batches
+from tests.oracle import Oracle, truncate
+
+Case = tuple[Config, list[Event]]
+Fields = dict[tuple[str, str], list[tuple[str, float]]]  # (item, field) -> entries, in order; empty ones left out
+
+STALENESS = 10.0
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+def wanted_fields(oracle: Oracle) -> Fields:
+    """What an index that is exact holds."""
+    found: Fields = {}
+    for item, row in oracle.rows().items():
+        for name, entries in row.items():
+            kept = [(j, truncate(llr)) for j, llr in entries]
+            found[item, name] = sorted(kept, key=lambda e: (-e[1], e[0].encode()))
+    for item, priors in oracle.priors().items():
+        if priors:
+            kept = [(name, truncate(value)) for name, value in priors.items()]
+            found[item, "priors"] = sorted(kept, key=lambda e: (-e[1], e[0]))
+    return found
+
+
+def fields_of(rows: Rows, config: Config, items: Vocabulary) -> dict[tuple[str, str], list[tuple[str, float]]]:
+    """Rows by names, empty ones included."""
+    found = {}
+    names = (*config.indicator_names, "priors")
+    for r in range(len(rows)):
+        entries = slice(int(rows.start[r]), int(rows.start[r + 1]))
+        field = names[rows.field[r]]
+        feature = rows.feature[entries].tolist()
+        features = [config.prior_names[p] for p in feature] if field == "priors" else items.names(feature)
+        found[items.name(int(rows.item[r])), field] = list(zip(features, rows.weight[entries].tolist(), strict=True))
+    return found
+
+
+class World:
+    """A pipeline, what its patches made of an index, and the states of the oracle with their times."""
+
+    def __init__(self, config: Config, item_partitions: int, map_chunks: MapLike = map) -> None:
+        self.config = config.model_copy(update={"max_staleness": STALENESS})
+        self.users, self.items = Vocabulary(), Vocabulary()
+        self.pipeline = Pipeline(self.config, self.users, self.items, item_partitions, map_chunks)
+        self.oracle = Oracle(self.config)
+        self.index: Fields = {}
+        self.now = 0.0
+        self.states: list[tuple[float, Fields]] = [(0.0, {})]  # when a state ended to be the latest is the next's time
+
+    def feed(self, log: list[Event]) -> None:
+        self.pipeline.ingest(to_batch(self.config, log, self.users, self.items), self.now)
+        for event in log:
+            self.oracle.apply(*event)
+        self.states.append((self.now, wanted_fields(self.oracle)))
+
+    def take(self, patches: Patches) -> None:
+        assert patches.position == self.pipeline.position
+        latest = self.states[-1][1]
+        for key, entries in fields_of(patches.rows, self.config, self.items).items():
+            assert entries == latest.get(key, []), (key, "differs from the oracle at the position of its patch")
+            assert entries != self.index.get(key, []), (key, "was sent although nothing changed")
+            self.index.pop(key, None)
+            if entries:
+                self.index[key] = entries
+
+    def check_staleness(self) -> None:
+        """Each published field is what some state within the last STALENESS seconds had."""
+        recent = [
+            fields
+            for (_, fields), ended in zip(self.states, [s[0] for s in self.states[1:]] + [float("inf")], strict=True)
+            if ended >= self.now - STALENESS
+        ]
+        for key in {key for fields in recent for key in fields} | set(self.index):
+            assert any(self.index.get(key) == fields.get(key) for fields in recent), key
+
+    def drain(self) -> None:
+        for patches in self.pipeline.drain(self.now):
+            self.take(patches)
+        assert self.pipeline.staleness(self.now) == 0.0
+        assert self.pipeline.due() == 0
+
+
+def model_of(world: World, log: list[Event]) -> list[bytes]:
+    users, items = Vocabulary(), Vocabulary()
+    model = rebuild(world.config, to_batches(world.config, log, users, items, 7), users, items)
+    return list(encode(model.rows(), items, world.config))
+
+
+@settings(max_examples=120, deadline=None)
+@given(case=cases(), partitions=st.integers(1, 3), threads=st.booleans(), data=st.data())
+def test_each_patch_each_row_and_the_end(
+    pool: ThreadPoolExecutor, case: Case, partitions: int, threads: bool, data: Any
+) -> None:
+    config, log = case
+    world = World(config, partitions, pool.map if threads else map)
+    at = 0
+    while at < len(log):
+        size = data.draw(st.integers(1, 12))
+        world.feed(log[at : at + size])
+        at += size
+        for patches in world.pipeline.publish(world.now, data.draw(st.integers(0, 3))):
+            world.take(patches)
+        world.check_staleness()
+        world.now += data.draw(st.sampled_from((0.0, 0.5, 1.5)))
+    world.drain()
+    assert world.index == wanted_fields(world.oracle)
+    assert fields_of(world.pipeline.exact_rows(), config, world.items) == exact_fields(world.oracle)
+
+
+def exact_fields(oracle: Oracle) -> Fields:
+    found = {(item, name): entries for item, row in oracle.rows().items() for name, entries in row.items()}
+    for item, priors in oracle.priors().items():
+        if priors:
+            by_value = sorted(priors.items(), key=lambda e: (-e[1], e[0]))
+            found[item, "priors"] = [(name, float(value)) for name, value in by_value]
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.integers(1, 3), st.integers(1, 30))
+def test_drained_stream_equals_the_batch_rebuild(case: Case, partitions: int, size: int) -> None:
+    config, log = case
+    world = World(config, partitions)
+    for at in range(0, len(log), size):
+        world.feed(log[at : at + size])
+        for patches in world.pipeline.publish(world.now, 2):
+            world.take(patches)
+        world.now += 1.0
+    world.drain()
+    again = World(config, 1)
+    again.feed(log)
+    again.drain()
+    assert again.index == world.index
+    oracle_lines = [line.encode() for line in world.oracle.model_lines()]
+    assert b"".join(model_of(world, log)).splitlines() == oracle_lines
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.integers(1, 3))
+def test_a_new_index_gets_everything_once_more(case: Case, partitions: int) -> None:
+    config, log = case
+    world = World(config, partitions)
+    world.feed(log)
+    world.drain()
+    world.index.clear()
+    world.pipeline.forget_sent()
+    world.drain()
+    assert world.index == wanted_fields(world.oracle)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.integers(1, 3))
+def test_applying_messages_again_changes_nothing(case: Case, partitions: int) -> None:
+    config, log = case
+    world = World(config, partitions)
+    batch = to_batch(config, log, world.users, world.items)
+    for source, part in world.pipeline._by_source(batch):
+        for messages in world.pipeline.user_stages[source].ingest(part):
+            for stage, edits in zip(world.pipeline.item_stages, messages, strict=True):
+                stage.apply(edits, 0.0)
+                stage.apply(edits, 0.0)
+    for event in log:
+        world.oracle.apply(*event)
+    world.states.append((0.0, wanted_fields(world.oracle)))
+    world.drain()
+    assert world.index == wanted_fields(world.oracle)
+
+
+def test_a_slow_sink_leaves_rows_due_and_memory_flat() -> None:
+    """Nothing is published: due items are at most the items, however many events there are."""
+    world = World(Config(), 1)
+    log = [(f"u{k % 17}", "purchase", f"i{k * k % 23}", k) for k in range(4000)]
+    world.pipeline.ingest(to_batch(world.config, log, world.users, world.items), 0.0)
+    before = world.pipeline.nbytes()
+    for _ in range(5):
+        world.pipeline.ingest(to_batch(world.config, log, world.users, world.items), 1.0)
+    assert world.pipeline.nbytes() == before
+    assert world.pipeline.due() <= 23
+    assert world.pipeline.staleness(9.0) == 9.0
+
+
+def test_impossible_numbers_of_partitions() -> None:
+    for number in (0, 257, -1):
+        with pytest.raises(ValueError, match="item_partitions"):
+            Pipeline(Config(), Vocabulary(), Vocabulary(), number)

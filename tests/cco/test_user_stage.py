@@ -1,0 +1,191 @@
+"""The user stage against the oracle, after every event, and its edits against a plain reader of edits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cco.config import Config
+from cco.edits import ADD, ENTER, LEAVE, Edits
+from cco.event_data import CLOCK
+from cco.user_stage import DamagedStateError, UserStage
+from cco.vocabulary import Vocabulary
+from tests.cco.histories import Event, cases, to_batch
+from tests.oracle import Oracle, partition_of
+
+Case = tuple[Config, list[Event]]
+
+
+class Reader:
+    """What an item partition must hold, read off the edits with dicts and sets."""
+
+    def __init__(self) -> None:
+        self.users: dict[int, set[tuple[int, int]]] = {}
+        self.counts: dict[int, dict[tuple[int, int], int]] = defaultdict(dict)
+        self.priors: dict[int, dict[tuple[int, int], int]] = defaultdict(dict)
+        self.members: dict[int, int] = {}
+
+    def apply(self, edits: Edits) -> None:
+        columns = (edits.op.tolist(), edits.indicator.tolist(), edits.user.tolist(), edits.item.tolist())
+        for op, kind, user, item in zip(*columns, strict=True):
+            if op == ENTER:
+                self.users[user] = set()
+            elif op == LEAVE:
+                self.users.pop(user, None)
+            elif op == ADD:
+                self.users[user].add((kind, item))
+            else:
+                self.users[user].discard((kind, item))
+        for kind, item, n in zip(edits.count_indicator, edits.count_item, edits.count, strict=True):
+            self.counts[edits.source][int(kind), int(item)] = int(n)
+        for prior, item, value in zip(edits.prior, edits.prior_item, edits.prior_value, strict=True):
+            self.priors[edits.source][int(prior), int(item)] = int(value)
+        self.members[edits.source] = edits.members
+
+
+class World:
+    """User stages for all sources, readers for all item partitions, and the oracle."""
+
+    def __init__(self, config: Config, item_partitions: int) -> None:
+        self.config, self.partitions = config, item_partitions
+        self.users, self.items = Vocabulary(), Vocabulary()
+        sources = config.retention.source_partitions
+        self.stages = [UserStage(config, self.users, self.items, s, item_partitions) for s in range(sources)]
+        self.readers = [Reader() for _ in range(item_partitions)]
+        self.oracle = Oracle(config)
+
+    def feed(self, log: list[Event]) -> None:
+        batch = to_batch(self.config, log, self.users, self.items)
+        for source, stage in enumerate(self.stages):
+            sources = np.array([partition_of(event[0], len(self.stages)) for event in log], np.int64)
+            mine = (sources == source) | (batch.types == CLOCK)
+            part = type(batch)(batch.users[mine], batch.items[mine], batch.types[mine], batch.times[mine])
+            for messages in stage.ingest(part):
+                for reader, edits in zip(self.readers, messages, strict=True):
+                    reader.apply(edits)
+        for event in log:
+            self.oracle.apply(*event)
+
+    def check(self) -> None:
+        self.check_states()
+        self.check_readers()
+
+    def check_states(self) -> None:
+        names = self.config.indicator_names
+        for user, histories in self.oracle.users.items():
+            u = self.users.index(user)
+            assert u is not None
+            stage = self.stages[self.oracle.partition[user]]
+            assert stage.is_member(u) == self.oracle.in_u(user)
+            for name, (items, times) in zip(names, stage.history(u), strict=True):
+                got = dict(zip(self.items.names(items), times.tolist(), strict=True))
+                assert got == histories[name]
+
+    def check_readers(self) -> None:
+        config, oracle = self.config, self.oracle
+        members = {user: h for user, h in oracle.users.items() if oracle.in_u(user)}
+        of_item = self.items.partitions(self.partitions)
+        for p, reader in enumerate(self.readers):
+            wanted = {}
+            for user, histories in members.items():
+                if any(of_item[self.items.index(i)] == p for i in histories[config.primary]):
+                    wanted[self.users.index(user)] = {
+                        (t, self.items.index(i))
+                        for t, name in enumerate(config.indicator_names)
+                        for i in histories[name]
+                    }
+            assert reader.users == wanted
+            assert sum(reader.members.values()) == len(members)
+            for t, name in enumerate(config.indicator_names):
+                wanted_counts = oracle.counts(name)[1]
+                got: dict[str, int] = defaultdict(int)
+                for counts in reader.counts.values():
+                    for (kind, item), n in counts.items():
+                        if kind == t and n:
+                            got[self.items.name(item)] += n
+                assert got == wanted_counts
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(), st.integers(1, 3))
+def test_after_every_event_states_and_edits_equal_the_oracle(case: Case, item_partitions: int) -> None:
+    config, log = case
+    world = World(config, item_partitions)
+    for event in log:
+        world.feed([event])
+        world.check()
+
+
+@settings(max_examples=80, deadline=None)
+@given(cases(), st.integers(1, 2), st.integers(1, 25))
+def test_any_split_into_batches_gives_the_same(case: Case, item_partitions: int, size: int) -> None:
+    config, log = case
+    world = World(config, item_partitions)
+    for at in range(0, len(log), size):
+        world.feed(log[at : at + size])
+        world.check()
+
+
+@settings(max_examples=80, deadline=None)
+@given(cases(), st.data())
+def test_cuts_taken_while_events_go_on_restore_their_position(case: Case, data: st.DataObject) -> None:
+    config, log = case
+    config = config.model_copy(update={"retention": config.retention.model_copy(update={"source_partitions": 1})})
+    world = World(config, 1)
+    stage = world.stages[0]
+    saved: dict[int, list[int]] = {}
+    applied = watermark = 0
+    at = 0
+    for _ in range(data.draw(st.integers(1, 3))):
+        middle = data.draw(st.integers(at, len(log)))
+        world.feed(log[at:middle])
+        applied, watermark = stage.begin_cut()
+        frozen = Oracle(config)
+        for event in log[:middle]:
+            frozen.apply(*event)
+        at = data.draw(st.integers(middle, len(log)))
+        world.feed(log[middle:at])  # goes on while the cut is open
+        while (words := stage.pack_some()) is not None:
+            saved.update(_records(words.tolist(), len(config.indicator_names)))
+        restored = World(config, 1)
+        restored.users, restored.items = world.users, world.items
+        restored.stages = [UserStage(config, world.users, world.items)]
+        restored.stages[0].restore(np.array([w for r in saved.values() for w in r], np.uint32))
+        restored.stages[0].restored(applied, watermark)
+        for messages in restored.stages[0].resync():
+            restored.readers[0].apply(messages[0])
+        restored.oracle = frozen
+        restored.check()
+        assert restored.stages[0].applied == middle
+        restored.feed(log[middle:])  # and goes on as if nothing had happened
+        restored.check()
+
+
+def _records(words: list[int], kinds: int) -> dict[int, list[int]]:
+    """Packed users by user."""
+    found, at = {}, 0
+    while at < len(words):
+        begin, user = at, words[at]
+        at += 1
+        for _ in range(kinds):
+            at += 1 + 2 * words[at]
+        found[user] = words[begin:at]
+    return found
+
+
+def test_damaged_records_are_refused() -> None:
+    config, users, items = Config(), Vocabulary(), Vocabulary()
+    users.intern(["u"])
+    items.intern(["i"])
+    for words in ([0], [0, 1], [0, 1, 0], [0, 2**31, 0, 0], [7, 0], [0, 1, 3, 0]):
+        with pytest.raises(DamagedStateError):
+            UserStage(config, users, items).restore(np.array(words, np.uint32))
+    stage = UserStage(config, users, items)
+    stage.restore(np.array([0, 1, 0, 5], np.uint32))
+    stage.restored(1, 5)
+    assert stage.members == 1
+    assert [x.tolist() for x in stage.history(0)[0]] == [[0], [5]]

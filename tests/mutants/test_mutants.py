@@ -1,0 +1,155 @@
+"""The proofs catch what they are for: each named mutant of the program makes the named test fail.
+
+A mutant is the program with one text replaced, in a copy. Its kernels run uncompiled (NUMBA_DISABLE_JIT),
+which changes nothing in them and saves compiling each mutant. The same tests pass in the same way on the
+unchanged copy (`control`), so a failure is the mutant's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("llr", "cco", "model_sync", "agents", "tests")
+
+STATES = "tests/cco/test_user_stage.py::test_after_every_event_states_and_edits_equal_the_oracle"
+CUTS = "tests/cco/test_user_stage.py::test_cuts_taken_while_events_go_on_restore_their_position"
+ROWS = "tests/cco/test_pipeline.py::test_each_patch_each_row_and_the_end"
+AGAIN = "tests/cco/test_pipeline.py::test_applying_messages_again_changes_nothing"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` stands exactly once in `file`; with `new` in its place, `test` has to fail."""
+
+    name: str
+    test: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = [
+    Mutant(
+        "cap off by one",
+        STATES,
+        "cco/retention.py",
+        "if n < cap:\n        return INSERTED",
+        "if n <= cap:\n        return INSERTED",
+    ),
+    Mutant(
+        "wrong tie in time",
+        STATES,
+        "cco/retention.py",
+        "time == at_time and h <= at_hash",
+        "time == at_time and h >= at_hash",
+    ),
+    Mutant("expires one second early", STATES, "cco/retention.py", "< cutoff:", "<= cutoff:"),
+    Mutant(
+        "missed leave",
+        STATES,
+        "cco/user_machine.py",
+        "            else:\n                _emit(state, LEAVE, user, 0, 0, p)\n    return True",
+        "    return True",
+    ),
+    Mutant(
+        "watermark after the event",
+        STATES,
+        "cco/user_machine.py",
+        "        _advance(state, rule, time)\n        while True:",
+        "        while True:",
+    ),
+    Mutant(
+        "visitors never expire", STATES, "cco/user_state.py", "np.int64(min(windows, default=NEVER))", "np.int64(NEVER)"
+    ),
+    Mutant(
+        "old buckets stay in a prior", ROWS, "cco/user_machine.py", "state.rings[p, bucket % BUCKETS, :] = 0", "pass"
+    ),
+    Mutant(
+        "a cut without copy on write",
+        CUTS,
+        "cco/user_machine.py",
+        "    if state.flags[user] & TO_SAVE:\n        pack(state, user)\n",
+        "    if state.flags[user] & TO_SAVE:\n",
+    ),
+    Mutant(
+        "a stale suppression",
+        ROWS,
+        "cco/item_stage.py",
+        "rows.select(np.flatnonzero(before != fingerprints))",
+        "rows.select(np.flatnonzero((before == 0) != (fingerprints == 0)))",
+    ),
+    Mutant(
+        "no sweep: N drifts unseen",
+        ROWS,
+        "cco/item_stage.py",
+        "changed |= self._take_counts(edits)",
+        "self._take_counts(edits)",
+    ),
+    Mutant(
+        "too old rows wait for room",
+        ROWS,
+        "cco/item_stage.py",
+        "MUST_SHARE, MAY_SHARE = 0.8, 0.5",
+        "MUST_SHARE, MAY_SHARE = 8.0, 5.0",
+    ),
+    Mutant(
+        "a moved holder is not told",
+        ROWS,
+        "cco/item_machine.py",
+        "state.primary.extra[begin + slot] = np.uint32(at)",
+        "pass",
+    ),
+    Mutant(
+        "an edit applied twice counts twice",
+        AGAIN,
+        "cco/item_machine.py",
+        "    if find(state.primary.data, begin, n, item) >= 0:\n        return\n",
+        "",
+    ),
+]
+
+
+def _copy(to: Path) -> None:
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, to / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _run(folder: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *tests]
+    environment = {
+        **os.environ,
+        "NUMBA_DISABLE_JIT": "1",
+        "HYPOTHESIS_PROFILE": "mutants",
+        "PYTHONPATH": str(folder),
+        "PYTHONWARNINGS": "ignore::RuntimeWarning",  # numpy speaks of wrapping hashes when they are not compiled
+    }
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_the_proof_catches(mutant: Mutant, tmp_path: Path) -> None:
+    _copy(tmp_path)
+    source = tmp_path / mutant.file
+    text = source.read_text()
+    assert text.count(mutant.old) == 1, f"{mutant.file} holds the text to mutate {text.count(mutant.old)} times"
+    source.write_text(text.replace(mutant.old, mutant.new))
+    result = _run(tmp_path, [mutant.test])
+    assert result.returncode == 1, f"{mutant.name} was not caught:\n{result.stdout[-3000:]}{result.stderr[-2000:]}"
+    assert "1 failed" in result.stdout, result.stdout[-3000:]
+
+
+def test_control(tmp_path: Path) -> None:
+    """Without a mutant all of them pass, run the same way."""
+    _copy(tmp_path)
+    result = _run(tmp_path, sorted({mutant.test for mutant in MUTANTS}))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
