@@ -312,7 +312,7 @@ def _lock(path: Path, read_only: bool) -> int:
 def _create_if_new(path: Path, config: Config) -> None:
     """Make an empty state where nothing is. A crash in the middle leaves _NEW_META, and we begin again."""
     found = {entry.name for entry in path.iterdir()}
-    if found and (_META in found or not found <= {_NEW_META, _DATABASE} or _NEW_META not in found):
+    if not _is_new(found):
         return
     meta = {"magic": MAGIC, "format": FORMAT, "epoch": config.epoch, "settings": settings_of(config)}
     with explained(path, "creating the state"):
@@ -334,6 +334,11 @@ def _create_if_new(path: Path, config: Config) -> None:
         _sync_folder(path)
 
 
+def _is_new(found: set[str]) -> bool:
+    """Whether a directory holds nothing, or what is left of a creation that was broken off."""
+    return not found or (_NEW_META in found and found <= {_NEW_META, _DATABASE})
+
+
 def _sync_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -348,7 +353,7 @@ def _check_meta(path: Path, config: Config) -> None:
     try:
         meta = json.loads((path / _META).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if any(path.iterdir()):
+        if not _is_new({entry.name for entry in path.iterdir()}):
             raise StateError(foreign) from None
         raise StateError(f"{path}: is empty: `cco replay --state {path}` makes a state there") from None
     except (OSError, ValueError) as error:

@@ -33,4 +33,4 @@ class Edits:
     count: npt.NDArray[np.int32]  # (c,)
     prior: npt.NDArray[np.uint8]  # (p,) position in Config.prior_names
     prior_item: npt.NDArray[np.uint32]  # (p,)
-    prior_value: npt.NDArray[np.int32]  # (p,)
+    prior_value: npt.NDArray[np.int32]  # (p,), negative ones too: the sum over the sources decides

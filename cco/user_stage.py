@@ -193,7 +193,7 @@ class UserStage:
         return prior.astype(np.uint8), items[at], values[prior, at]
 
     def _prior_values(self, prior: int, name: str, items: Words) -> npt.NDArray[np.int32]:
-        """(n,) the prior of items: sums of buckets by age, newest first; values below zero count as none."""
+        """(n,) this source's part of the prior of items: sums of buckets by age, newest first; may be negative."""
         width = int(self._rule.widths[prior])
         if width == 0:
             popular: npt.NDArray[np.int32] = self._state.counts[0, items]
@@ -205,7 +205,7 @@ class UserStage:
             "hot": [1] * 4 + [-2] * 4 + [1] * 4,  # second difference over thirds
         }.get(name, [1] * BUCKETS)
         total: npt.NDArray[np.int32] = (by_age * np.array(signs, np.int32)[:, None]).sum(axis=0, dtype=np.int32)
-        return np.maximum(total, 0)
+        return total
 
     # -- durable state ------------------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ def cache_folder() -> Path:
     return Path(base) / source_digest()
 
 
+COMPILED: bool = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]  # NUMBA_DISABLE_JIT: plain Python
+
 numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
 
 

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from llr.jit import inlined, kernel
+from llr.jit import COMPILED, inlined, kernel
 from llr.selection import CHUNK, COUNTS, FIRST_CHUNK, keep_best, learn, reset, score, sort_best, sort_by_id, survivors
 from llr.xlogx import x_log_x
 
@@ -46,7 +46,11 @@ def _typed_prefetch(_context: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.uintp), codegen
 
 
-_prefetch: Any = intrinsic(_typed_prefetch)
+def _no_prefetch(_array: Any, _index: Any) -> None:
+    """What uncompiled kernels do instead."""
+
+
+_prefetch: Any = intrinsic(_typed_prefetch) if COMPILED else _no_prefetch
 
 
 @kernel

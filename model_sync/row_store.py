@@ -122,7 +122,7 @@ class RowStore:
         """Add the terms (field, feature, boost) to `total`; how many items were `touched`. See `inverted`."""
         v = self._inverted
         entries = int(v.length[field, feature].sum())
-        add = inverted.accumulate_many if entries > self.capacity else inverted.accumulate
+        add: Any = inverted.accumulate_many if entries > self.capacity else inverted.accumulate
         return int(add(field, feature, boost, v.start, v.length, v.left, v.right, total, touched))
 
     def lengths(self) -> npt.NDArray[np.uint32]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,10 @@ from agents.cli.common import (
     size_text,
 )
 from agents.cli.inputs import STANDARD_OUTPUT, Intake, check_outputs, load_config, write_model
+
+if TYPE_CHECKING:
+    from agents.engine import Engine
+    from agents.replay import ReplaySummary
 
 ModelOut = Annotated[
     str | None,
@@ -129,9 +133,21 @@ def replay(
             bar(1, None, "writing the model")
             rows = engine.exact_rows() if exact else engine.rows()
             size = write_model(model, encode(rows, engine.items, settings))
-        stats = engine.stats()
-        patches = engine.counters.patches
-    report: dict[str, Any] = {
+        figures = _figures(engine, done)
+    report = {
+        **figures,
+        "events_per_second": round(intake.accepted / max(intake.ended - begin, 1e-9)),
+        "model_bytes": size,
+        "seconds": round(time.perf_counter() - begin, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    _show(report, model, json)
+
+
+def _figures(engine: Engine, done: ReplaySummary) -> dict[str, Any]:
+    """What a replay read, keeps and published."""
+    stats = engine.stats()
+    figures = {
         "events": done.accepted,
         "rejected": done.rejected,
         "resumed_records": done.resumed,
@@ -141,16 +157,12 @@ def replay(
         "retained": stats["retained"],
         "rows_published": stats["fields_published"],
         "rows_counted": stats["rows_counted"],
-        "patches": patches,
+        "patches": engine.counters.patches,
         "worst_staleness_seconds": round(stats["worst_staleness_seconds"], 3),
-        "events_per_second": round(intake.accepted / max(intake.ended - begin, 1e-9)),
-        "model_bytes": size,
-        "seconds": round(time.perf_counter() - begin, 3),
-        "peak_memory_bytes": peak_memory_bytes(),
     }
     if done.checkpoints is not None:
-        report["state"] = asdict(done.checkpoints)
-    _show(report, model, json)
+        figures["state"] = asdict(done.checkpoints)
+    return figures
 
 
 _LABELS = {

@@ -170,6 +170,17 @@ def test_a_state_goes_on_where_it_was(data: Path, tmp_path: Path, capsys: Captur
     assert (tmp_path / "model").read_bytes() == (data / "model.jsonl").read_bytes()
 
 
+def test_dead_letters_of_a_state_add_up(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    lines = (data / "events.jsonl").read_text().splitlines(keepends=True)
+    source, letters = tmp_path / "events.jsonl", tmp_path / "dead.jsonl"
+    command = ["replay", source, "-c", data / "cco.toml", "--state", tmp_path / "state", "--dead-letters", letters]
+    source.write_text("".join(["first\n", *lines[:500]]))
+    assert report(capsys, *command)["rejected"] == 1
+    source.write_text("".join(["first\n", *lines[:500], "second\n", *lines[500:]]))
+    assert report(capsys, *command)["rejected"] == 2
+    assert [json.loads(line)["line"] for line in letters.read_text().splitlines()] == [1, 502]
+
+
 def test_a_state_of_another_configuration(data: Path, tmp_path: Path, capsys: Capture) -> None:
     command = ["replay", data / "events.csv", "-c", data / "cco.toml", "--state", tmp_path / "state"]
     assert run(capsys, *command)[0] == 0

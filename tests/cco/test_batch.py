@@ -185,6 +185,14 @@ def test_leaving_u_is_followed_by_the_visitor_window() -> None:
     assert histories_of(batch_of(config, log)) == {"u": {"buy": {}, "view": {"c": 27}}}
 
 
+def test_expiry_goes_by_the_watermark_not_by_the_event() -> None:
+    """An event that comes late finds its user without what has expired meanwhile, so it does not join U."""
+    retention = Retention(visitor_window=10, min_primary=2)
+    config = Config(primary="buy", indicators={"buy": Indicator()}, retention=retention)
+    log = [("u", "buy", "a", 25), ("v", "buy", "x", 40), ("u", "buy", "b", 32)]
+    assert histories_of(batch_of(config, log)) == {"u": {"buy": {"b": 32}}, "v": {"buy": {"x": 40}}}
+
+
 def test_larger_world_with_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of rows and threads leave the rows as they are; full histories are sampled as the oracle says."""
     rng = np.random.default_rng(5)

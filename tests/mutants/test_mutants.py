@@ -97,7 +97,7 @@ MUTANTS = [
         "too old rows wait for room",
         ROWS,
         "cco/item_stage.py",
-        "MUST_SHARE, MAY_SHARE = 0.8, 0.5",
+        "MUST_SHARE, MAY_SHARE = 0.8, 0.25",
         "MUST_SHARE, MAY_SHARE = 8.0, 5.0",
     ),
     Mutant(
