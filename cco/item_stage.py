@@ -37,7 +37,8 @@ from llr.jit import kernel
 
 Indices = npt.NDArray[np.int64]
 
-MUST_SHARE, MAY_SHARE = 0.8, 0.25  # of max_staleness: rows older than this are counted at any price, or if there is room
+# of max_staleness: rows older than this are counted at any price, or if there is room
+MUST_SHARE, MAY_SHARE = 0.8, 0.25
 NEVER_COUNTED = -1
 
 
