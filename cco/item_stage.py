@@ -73,9 +73,10 @@ class ItemStage:
         self._source_members = np.zeros(self._sources, np.int64)
         self._applied = np.zeros(self._sources, np.int64)
         self._fingerprints = np.zeros((self._kinds + 1, 0), np.uint64)
-        self._counted_at = np.zeros(0, np.float64)  # clock time of the last count of all fields
+        self._counted_at = np.zeros(0, np.float64)  # clock time up to which all fields of the item were exact
         self._counted_version = np.zeros(0, np.int64)
         self._version = 0
+        self._counted_at_version = False
         self.rows_counted = 0
 
     # -- edits --------------------------------------------------------------------------------------
@@ -98,6 +99,9 @@ class ItemStage:
         changed |= self._take_counts(edits)
         self._applied[edits.source] = edits.position
         if changed:
+            if self._counted_at_version:  # rows counted since the last change were exact until now
+                self._counted_at[self._counted_version == self._version] = now
+                self._counted_at_version = False
             self._version += 1
 
     def _fit(self, now: float) -> None:
@@ -164,7 +168,7 @@ class ItemStage:
         return int(self._state.registers[DUE_ITEMS])
 
     def staleness(self, now: float) -> float:
-        """Seconds since the oldest row that is out of date was counted; 0 if none is."""
+        """Seconds since the row that is longest out of date was exact; 0 if none is out of date."""
         stale = self._counted_at[self._counted_version < self._version]
         oldest = float(stale.min(initial=np.inf))
         return max(0.0, now - oldest) if np.isfinite(oldest) else 0.0
@@ -218,6 +222,7 @@ class ItemStage:
         whole = items[(fields & np.uint32(self._all >> 1)) == self._all >> 1]
         self._counted_at[whole] = now
         self._counted_version[whole] = self._version
+        self._counted_at_version |= whole.size > 0
         parts = []
         for t in range(self._kinds):
             mine = items[(fields >> np.uint32(t)) & np.uint32(1) == 1]

@@ -122,7 +122,7 @@ class Pipeline:
         return sum(stage.due() for stage in self.item_stages)
 
     def staleness(self, now: float) -> float:
-        """Seconds since the oldest row that is out of date was counted."""
+        """Seconds since the row that is longest out of date was exact."""
         return max(stage.staleness(now) for stage in self.item_stages)
 
     def members(self) -> int:

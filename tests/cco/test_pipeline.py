@@ -212,3 +212,20 @@ def test_impossible_numbers_of_partitions() -> None:
     for number in (0, 257, -1):
         with pytest.raises(ValueError, match="item_partitions"):
             Pipeline(Config(), Vocabulary(), Vocabulary(), number)
+
+
+def test_after_an_idle_hour_one_event_makes_no_row_too_old() -> None:
+    """A row is as old as the first change that it does not show, not as its last count."""
+    world = World(Config(), 1)
+    world.feed([(f"u{k % 5}", "purchase", f"i{k % 7}", k) for k in range(40)])
+    world.drain()
+    counted = world.pipeline.rows_counted
+    world.now += 3600.0
+    assert world.pipeline.staleness(world.now) == 0.0
+    world.feed([("new", "purchase", "i1", 50)])
+    assert world.pipeline.staleness(world.now) == 0.0
+    for patches in world.pipeline.publish(world.now, 0):
+        world.take(patches)
+    assert world.pipeline.rows_counted == counted
+    world.now += 3.0
+    assert world.pipeline.staleness(world.now) == 3.0
