@@ -9,14 +9,15 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from agents.state_errors import StateError
-from agents.state_store import ITEMS, USERS, NamesPart, StateStore, Words, damaged
+from agents.state_errors import StateError, damaged
+from agents.state_store import ITEMS, USERS, NamesPart, StateStore, Words
 from cco.pipeline import Pipeline
 from cco.user_stage import DamagedStateError
 from cco.vocabulary import Vocabulary, VocabularyError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Position = dict[str, Any] | None
 INTERVAL = 1.0  # seconds between the beginnings of two cuts
 BUDGET = 0.005  # seconds of packing in one step
-QUEUED = 16  # pieces that wait for the writer; it is the packing that waits when there are more
+QUEUED = 16  # pieces that the writer may have before it; while they are that many, little is packed
 FULL_BYTES, FULL_FACTOR, FULL_GENERATIONS = 64 << 20, 2, 1000  # when the next cut is a full one
 
 
@@ -76,9 +77,10 @@ class Checkpointer:
         self._interval, self._budget = interval, budget
         self._full_bytes, self._full_generations = full_bytes, full_generations
         self._cut: _Cut | None = None
-        self._packing = 0  # the source whose users are being packed
+        self._packing: deque[int] = deque()  # sources that still owe users to the cut; they take turns
         self._begun = -float("inf")
         self._input = store.commit.input
+        self._waiting: deque[Callable[[], None]] = deque()  # for the queue to have room
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUED)
         self._committed = threading.Event()
         self._committed.set()
@@ -127,7 +129,7 @@ class Checkpointer:
 
     def complete(self) -> None:
         """Pack the rest of the open cut, if there is one, and wait until it is committed."""
-        while self._cut is not None:
+        while self._cut is not None or self._waiting:
             self._pack(float("inf"), wait=True)
         self._committed.wait()
         self._raise_failure()
@@ -142,9 +144,9 @@ class Checkpointer:
         full = everything or self._full_is_due()
         cut = _Cut(full, [stage.begin_cut(full) for stage in stages], len(users), len(items), position)
         self._committed.clear()
-        self._cut, self._packing, self._input = cut, 0, position
+        self._cut, self._packing, self._input = cut, deque(range(len(stages))), position
         for kind, names, known in ((USERS, users, commit.users), (ITEMS, items, commit.items)):
-            self._queue.put(self._names_writer(kind, names, 0 if full else known))
+            self._waiting.append(self._names_writer(kind, names, 0 if full else known))
 
     def _full_is_due(self) -> bool:
         generations = self._store.commit.generations
@@ -157,18 +159,32 @@ class Checkpointer:
         return lambda: self._store.write_names(kind, start, data, offsets)
 
     def _pack(self, deadline: float, wait: bool) -> None:
-        """Pack users until the deadline, or until the writer has enough to do; then the commit."""
-        while self._cut is not None and (wait or not self._queue.full()) and time.perf_counter() < deadline:
-            self._raise_failure()
-            if self._packing == len(self._pipeline.user_stages):
-                self._queue.put(self._commit_writer(self._cut))
+        """Pack users until the deadline, or until the writer has enough to do; then the commit.
+
+        Some are packed even while the writer is busy: those that had to be packed before they changed wait
+        in the stages, and taking them late, all at once, would be a long pause.
+        """
+        self._hand_over(wait)
+        packed = False
+        while self._cut is not None and time.perf_counter() < deadline and not (packed and self._waiting):
+            if self._packing:
+                source = self._packing.popleft()
+                words = self._pipeline.user_stages[source].pack_some()
+                if words is not None:
+                    self._packing.append(source)
+                    if words.size:
+                        self._waiting.append(self._users_writer(source, words))
+            else:
+                self._waiting.append(self._commit_writer(self._cut))
                 self._cut = None
-                return
-            words = self._pipeline.user_stages[self._packing].pack_some()
-            if words is None:
-                self._packing += 1
-            elif words.size:
-                self._queue.put(self._users_writer(self._packing, words))
+            packed = True
+            self._hand_over(wait)
+
+    def _hand_over(self, wait: bool) -> None:
+        """Give the writer what waits for it, as much as it takes now, or all of it."""
+        self._raise_failure()
+        while self._waiting and (wait or not self._queue.full()):
+            self._queue.put(self._waiting.popleft())
 
     def _users_writer(self, source: int, words: Words) -> Callable[[], None]:
         return lambda: self._store.write_users(source, words)
@@ -191,8 +207,8 @@ class Checkpointer:
         if not self._closed:
             self._closed, self._abandoned = True, abandon
             if self._cut is not None:  # leave no cut open in the pipeline: the next one could not begin
-                for stage in self._pipeline.user_stages[self._packing :]:
-                    while stage.pack_some() is not None:
+                for source in self._packing:
+                    while self._pipeline.user_stages[source].pack_some() is not None:
                         pass
             self._queue.put(None)
             self._writer.join()

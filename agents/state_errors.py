@@ -20,6 +20,11 @@ class StateError(Exception):
     """A state that cannot be opened, read or written on: one readable line that names it."""
 
 
+def damaged(path: Path, what: str) -> StateError:
+    """The error for a state that cannot be trusted."""
+    return StateError(f"{path}: the state is damaged: {what}; remove the directory and replay from the start")
+
+
 @contextmanager
 def explained(path: Path, doing: str) -> Iterator[None]:
     """Turn whatever the system or RocksDB (which raises plain exceptions) says into a StateError."""

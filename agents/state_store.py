@@ -4,20 +4,19 @@ Segments are written unsynced and then the commit with a sync, so whatever the m
 state is the one of the last commit. A generation holds what changed since the one before it; the newest
 record of a user wins. A full generation holds everything and makes those before it superfluous.
 
-    DIR/state.json   whose directory this is: format, and the settings that decide what is retained
-    DIR/rocksdb      b"commit", b"n" + generation + sequence (names), b"s" + generation + sequence (users)
+    b"commit"                            the commit record
+    b"n" + generation + sequence         names of users and items
+    b"s" + generation + sequence         packed users of one source
 
-Putting a value holds the interpreter's lock, waiting for the disk included (measured: 0.2 s for a batch of
+Putting a value holds the interpreter's lock, waiting for the disk included (measured: 0.4 s for a batch of
 32 MB, 40 ms for a sync). So pieces are small, and before a sync or a full write buffer the waiting is done by
 `fdatasync` and `flush`, which let other threads run.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator
@@ -31,16 +30,15 @@ import numpy as np
 import numpy.typing as npt
 from rocksdict import AccessType, DBCompressionType, Options, Rdict, WriteOptions
 
-from agents.state_errors import StateError, explained, setting_differences, settings_of
+from agents.state_directory import DATABASE, check, create_if_new, lock
+from agents.state_errors import StateError, damaged, explained
 from cco.config import Config
 
 Words = npt.NDArray[np.uint32]
 
-MAGIC, FORMAT = "streaming-cco state", 1
 PIECE = 1 << 18  # bytes of a stored segment, about
 USERS, ITEMS = 0, 1  # kinds of names
 
-_META, _NEW_META, _DATABASE = "state.json", "state.json.new", "rocksdb"
 _COMMIT = b"commit"
 _SYNC_EVERY, _FLUSH_EVERY = 4 << 20, 32 << 20  # bytes written
 _WRITE_BUFFER = 64 << 20  # more than _FLUSH_EVERY: RocksDB never flushes while a put waits
@@ -96,9 +94,9 @@ class StateStore:
     that of the last commit, and the store is of no use but to be closed. One thread at a time.
     """
 
-    def __init__(self, path: Path, database: Rdict, lock: int, commit: Commit, read_only: bool) -> None:
+    def __init__(self, path: Path, database: Rdict, lock: int, commit: Commit) -> None:
         self.path, self.commit = path, commit
-        self._database, self._lock, self._read_only = database, lock, read_only
+        self._database, self._lock = database, lock
         self._synced = WriteOptions()
         self._synced.sync = True
         self._unsynced_bytes = self._unflushed_bytes = 0
@@ -107,15 +105,15 @@ class StateStore:
     @classmethod
     def open(cls, path: Path, config: Config, *, read_only: bool = False) -> StateStore:
         """Open the state in `path`; create it there if nothing is (and not `read_only`)."""
-        lock = _lock(path, read_only)
+        handle = lock(path, read_only)
         try:
             if not read_only:
-                _create_if_new(path, config)
-            _check_meta(path, config)
+                create_if_new(path, config, lambda folder: _fill(folder, config))
+            check(path, config)
             with explained(path, "opening it"):
-                database = _open_database(path / _DATABASE, read_only)
+                database = _open_database(path / DATABASE, read_only)
                 try:
-                    store = cls(path, database, lock, _read_commit(path, database, config), read_only)
+                    store = cls(path, database, handle, _read_commit(path, database, config))
                     if not read_only:
                         store._drop_unlisted()
                 except BaseException:
@@ -123,7 +121,7 @@ class StateStore:
                     raise
             return store
         except BaseException:
-            os.close(lock)
+            os.close(handle)
             raise
 
     def __enter__(self) -> Self:
@@ -248,7 +246,7 @@ class StateStore:
 
     def _wait_for_disk(self) -> None:
         """Sync RocksDB's own log, so that the sync of the next put has nothing left to wait for."""
-        for file in (self.path / _DATABASE).glob("*.log"):
+        for file in (self.path / DATABASE).glob("*.log"):
             with suppress(FileNotFoundError):  # RocksDB has flushed it away meanwhile
                 handle = os.open(file, os.O_RDONLY)
                 try:
@@ -278,99 +276,8 @@ class StateStore:
             self._database.compact_range(_key(kind, 0, 0), kind + first)
 
 
-def damaged(path: Path, what: str) -> StateError:
-    """The error for a state that cannot be trusted."""
-    return StateError(f"{path}: the state is damaged: {what}; remove the directory and replay from the start")
-
-
 def _key(kind: bytes, generation: int, sequence: int) -> bytes:
     return kind + generation.to_bytes(8, "big") + sequence.to_bytes(4, "big")
-
-
-def _lock(path: Path, read_only: bool) -> int:
-    """A handle of the directory, locked; it is made if it is not there."""
-    try:
-        if not read_only:
-            path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise StateError(f"{path}: there is no state: `cco replay --state {path}` makes one") from None
-    except (FileExistsError, NotADirectoryError):
-        raise StateError(f"{path}: is not a directory; name one that is empty or does not exist") from None
-    except OSError as error:
-        raise StateError(f"{path}: cannot be used as a state directory: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if isinstance(error, BlockingIOError):
-            raise StateError(f"{path}: the state is in use by another process; wait for its end") from None
-        raise StateError(f"{path}: cannot be locked: {error.strerror}") from None
-    return handle
-
-
-def _create_if_new(path: Path, config: Config) -> None:
-    """Make an empty state where nothing is. A crash in the middle leaves _NEW_META, and we begin again."""
-    found = {entry.name for entry in path.iterdir()}
-    if not _is_new(found):
-        return
-    meta = {"magic": MAGIC, "format": FORMAT, "epoch": config.epoch, "settings": settings_of(config)}
-    with explained(path, "creating the state"):
-        with (path / _NEW_META).open("w", encoding="utf-8") as file:
-            json.dump(meta, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(path)
-        if _DATABASE in found:
-            shutil.rmtree(path / _DATABASE)
-        database = _open_database(path / _DATABASE, read_only=False, create=True)
-        synced = WriteOptions()
-        synced.sync = True
-        nothing = Commit(config.epoch, 0, [(0, 0)] * config.retention.source_partitions, 0, 0, None, [])
-        database.put(_COMMIT, _encoded(nothing), synced)
-        database.close()
-        _sync_folder(path / _DATABASE)
-        os.replace(path / _NEW_META, path / _META)
-        _sync_folder(path)
-
-
-def _is_new(found: set[str]) -> bool:
-    """Whether a directory holds nothing, or what is left of a creation that was broken off."""
-    return not found or (_NEW_META in found and found <= {_NEW_META, _DATABASE})
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _check_meta(path: Path, config: Config) -> None:
-    """Raise StateError unless the directory is a state of this format and configuration."""
-    foreign = f"{path}: holds something else than a state; name a directory that is empty or does not exist"
-    try:
-        meta = json.loads((path / _META).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if not _is_new({entry.name for entry in path.iterdir()}):
-            raise StateError(foreign) from None
-        raise StateError(f"{path}: is empty: `cco replay --state {path}` makes a state there") from None
-    except (OSError, ValueError) as error:
-        raise damaged(path, f"{_META} cannot be read ({error})") from None
-    if not isinstance(meta, dict) or meta.get("magic") != MAGIC:
-        raise StateError(foreign)
-    if meta.get("format") != FORMAT:
-        raise StateError(
-            f"{path}: the state has format {meta.get('format')}, this version reads {FORMAT}: use the version that"
-            " wrote it, or replay into a new directory"
-        )
-    if meta.get("epoch") != config.epoch:
-        differences = setting_differences(meta.get("settings"), settings_of(config))
-        raise StateError(
-            f"{path}: the state was made with another configuration ({differences}): use that one, or replay into a"
-            " new directory"
-        )
 
 
 def _options(create: bool) -> Options:
@@ -387,6 +294,16 @@ def _open_database(path: Path, read_only: bool, create: bool = False) -> Rdict:
     if read_only:
         return Rdict(str(path), _options(False), access_type=AccessType.read_only(False))
     return Rdict(str(path), _options(create))
+
+
+def _fill(path: Path, config: Config) -> None:
+    """A new database, in which nothing is committed."""
+    synced = WriteOptions()
+    synced.sync = True
+    nothing = Commit(config.epoch, 0, [(0, 0)] * config.retention.source_partitions, 0, 0, None, [])
+    database = _open_database(path, read_only=False, create=True)
+    database.put(_COMMIT, _encoded(nothing), synced)
+    database.close()
 
 
 def _encoded(commit: Commit) -> bytes:

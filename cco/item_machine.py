@@ -17,9 +17,12 @@ from cco.arrays import wider
 from cco.edits import ADD, ENTER, LEAVE
 from cco.retention import find
 from llr.jit import inlined, kernel
+from llr.prefetch import prefetch
 
 DONE, PRIMARY_FULL, OTHERS_FULL, HOLDERS_FULL = 0, 1, 2, 3
 DUE_ITEMS, TOUCHED_USERS, CHANGES = range(3)  # registers
+
+_AHEAD = 8  # edits, users
 
 
 class ItemState(NamedTuple):
@@ -162,6 +165,23 @@ def _change_other(state: Any, indicators: Any, op: Any, user: Any, kind: Any, it
     _touch_user(state, user, 1 << kind)
 
 
+@inlined
+def _ask_ahead(state: Any, kinds: Any, users: Any, items: Any, e: Any) -> None:
+    """As in the user stage: what an edit needs is asked for some edits before."""
+    last = np.int64(users.size - 1)
+    far, near = min(e + 2 * _AHEAD, last), min(e + _AHEAD, last)
+    heads, holders = state.primary.head.reshape(-1), state.holders.head.reshape(-1)
+    prefetch(heads, np.uint64(users[far]) * np.uint64(2))
+    prefetch(holders, np.uint64(items[far]) * np.uint64(2))
+    if kinds[near] == 0:
+        user, item = 2 * np.int64(users[near]), 2 * np.int64(items[near])
+        start, n = np.uint64(heads[user]), np.uint64(heads[user + 1])
+        prefetch(state.primary.data, start)
+        prefetch(state.primary.data, start + n)
+        prefetch(state.primary.extra, start + n)
+        prefetch(state.holders.data, np.uint64(holders[item]) + np.uint64(holders[item + 1]))
+
+
 @kernel
 def apply_edits(
     state: Any, partitions: Any, own: Any, indicators: Any, ops: Any, kinds: Any, users: Any, items: Any, begin: Any
@@ -171,6 +191,7 @@ def apply_edits(
     `partitions` (items,) uint16 is the item partition of each item and `own` the one of this stage.
     """
     for e in range(begin, ops.size):
+        _ask_ahead(state, kinds, users, items, e)
         op, kind, user, item = ops[e], np.int64(kinds[e]), np.int64(users[e]), np.int64(items[e])
         if op == ADD:
             if kind > 0:
@@ -196,6 +217,8 @@ def apply_edits(
 def spread_touches(state: Any, partitions: Any, own: Any) -> None:
     """After a message: the rows of every item that a touched user has are due in the fields that changed."""
     for k in range(state.registers[TOUCHED_USERS]):
+        ahead = np.int64(state.touched_users[min(k + _AHEAD, state.registers[TOUCHED_USERS] - 1)])
+        prefetch(state.primary.data, np.uint64(state.primary.head[ahead, 0]))
         user = np.int64(state.touched_users[k])
         fields, changes = np.int64(state.user_fields[user]), state.user_changes[user]
         state.user_fields[user] = 0

@@ -85,7 +85,7 @@ class ItemStage:
         """Apply a message. `now` is the caller's clock, seconds; a row that is new ages from here."""
         self._fit(now)
         partitions, begin = self._items.partitions(self._item_partitions), 0
-        before = int(self._state.registers[CHANGES])
+        before, due_before = int(self._state.registers[CHANGES]), self.due()
         while True:
             begin, full = apply_edits(
                 self._state, partitions, self._partition, self._kinds,
@@ -96,7 +96,7 @@ class ItemStage:
             self._grow(full, edits, begin)
         spread_touches(self._state, partitions, self._partition)
         changed = int(self._state.registers[CHANGES]) != before
-        changed |= self._take_counts(edits)
+        changed |= self._take_counts(edits, due_before)
         self._applied[edits.source] = edits.position
         if changed:
             if self._counted_at_version:  # rows counted since the last change were exact until now
@@ -131,8 +131,11 @@ class ItemStage:
             need = 2 * int(state.primary.head[user, 1]) + 1
             self._state = state._replace(primary=lists.grown(state.primary, need))
 
-    def _take_counts(self, edits: Edits) -> bool:
-        """The source's own counts and priors replace what it said before; answers whether any differs."""
+    def _take_counts(self, edits: Edits, due_before: int) -> bool:
+        """The source's own counts and priors replace what it said before; answers whether any differs.
+
+        Items that became due for the first time since there were `due_before` of them age from now on.
+        """
         source, state = edits.source, self._state
         changed = bool(self._source_members[source] != edits.members)
         self._source_members[source] = edits.members
@@ -141,12 +144,12 @@ class ItemStage:
             changed = True
         if edits.prior.size:
             self._source_priors[source, edits.prior, edits.prior_item] = edits.prior_value
-            own = np.unique(edits.prior_item)
+            own = edits.prior_item
             if self._item_partitions > 1:
                 own = own[self._items.partitions(self._item_partitions)[own] == self._partition]
             _make_all_due(state, own, self._priors_bit)
             changed = True
-        new = state.due_items[: int(state.registers[DUE_ITEMS])]
+        new = state.due_items[due_before : int(state.registers[DUE_ITEMS])]
         born = new[np.isinf(self._counted_at[new])]
         self._counted_at[born] = self._now
         return changed

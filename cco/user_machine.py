@@ -19,10 +19,10 @@ from cco import lists
 from cco.edits import ADD, ENTER, LEAVE, REMOVE
 from cco.event_data import CLOCK, DELETE_USER
 from cco.expiry import cancel, next_due, schedule
+from cco.priors import count_in, open_buckets
 from cco.retention import INSERTED, KEPT, NEVER, REPLACED, admit, expired, find, settle
 from cco.user_state import (
     APPLIED,
-    BUCKETS,
     DIRTY,
     EDITS,
     MEMBER,
@@ -35,8 +35,12 @@ from cco.user_state import (
     pack,
 )
 from llr.jit import inlined, kernel
+from llr.prefetch import prefetch
 
 DONE, EDITS_FULL, SAVED_FULL, ARENA_FULL = 0, 1, 2, 3
+
+_AHEAD = 8  # events
+_LINE = np.uint64(16)  # uint32 in a cache line
 
 
 @inlined
@@ -88,18 +92,9 @@ def _emit_enter(state: Any, user: Any, partition: Any) -> None:
 
 
 @kernel
-def _ring(state: Any, rule: Any, item: Any, time: Any, sign: Any) -> None:
-    for p in range(rule.widths.size):
-        if rule.widths[p] > 0:
-            bucket = np.int64(time) // rule.widths[p]
-            if state.registers[WATERMARK] // rule.widths[p] - bucket < BUCKETS:
-                state.rings[p, bucket % BUCKETS, item] += np.int32(sign)
-
-
-@kernel
 def _count_prior(state: Any, rule: Any, item: Any, time: Any, sign: Any) -> None:
     """A member's primary interaction of that time comes (+1) or goes (-1)."""
-    _ring(state, rule, item, time, sign)
+    count_in(state.rings, rule.widths, state.registers[WATERMARK], item, time, sign)
     if rule.widths.size > 0:
         _touch(state, rule.caps.size, item)
 
@@ -275,12 +270,8 @@ def _advance(state: Any, rule: Any, time: Any) -> None:
     if time <= before:
         return
     state.registers[WATERMARK] = time
-    for p in range(rule.widths.size):
-        if rule.widths[p] > 0:
-            old, new = before // rule.widths[p], time // rule.widths[p]
-            for bucket in range(max(old + 1, new - BUCKETS + 1), new + 1):
-                state.rings[p, bucket % BUCKETS, :] = 0
-                state.registers[PRIORS_MOVED] = 1
+    if open_buckets(state.rings, rule.widths, before, time):
+        state.registers[PRIORS_MOVED] = 1
 
 
 @inlined
@@ -322,10 +313,31 @@ def _apply(state: Any, rule: Any, names: Any, user: Any, item: Any, kind: Any, t
     _keep_scheduled(state, rule, user, time, changed)
 
 
+@inlined
+def _ask_ahead(state: Any, rule: Any, users: Any, types: Any, e: Any) -> None:
+    """Users come in any order, so what an event needs is asked for some events before: the head, then the lists."""
+    kinds, last = np.int64(rule.caps.size), np.int64(types.size - 1)
+    far, near = min(e + 2 * _AHEAD, last), min(e + _AHEAD, last)
+    head = state.histories.head.reshape(-1)
+    prefetch(head, np.uint64(users[far]) * np.uint64(2 * kinds))
+    prefetch(state.flags, np.uint64(users[far]))
+    if types[near] >= 0:
+        adds, kind = np.int64(rule.add_mask[types[near]]), np.int64(0)
+        while kind < kinds - 1 and (adds >> kind) & 1 == 0:
+            kind += 1
+        at = 2 * (np.int64(users[near]) * kinds + kind)
+        start, n = np.uint64(head[at]), np.uint64(head[at + 1])
+        prefetch(state.histories.data, start)
+        prefetch(state.histories.data, start + _LINE)
+        prefetch(state.histories.data, start + n)
+        prefetch(state.histories.extra, start + n)
+
+
 @kernel
 def consume(state: Any, rule: Any, names: Any, users: Any, items: Any, types: Any, times: Any, begin: Any) -> Any:
     """Apply events from `begin` on. Returns (the next event, DONE or the buffer that is full)."""
     for e in range(begin, types.size):
+        _ask_ahead(state, rule, users, types, e)
         time = np.int64(times[e])
         _advance(state, rule, time)
         while True:
@@ -358,7 +370,8 @@ def count_members(state: Any, rule: Any, names: Any, users: Any) -> None:
                     item = np.int64(state.histories.data[start + k])
                     state.counts[t, item] += np.int32(1)
                     if t == 0:
-                        _ring(state, rule, item, np.int64(state.histories.extra[start + k]), 1)
+                        time = np.int64(state.histories.extra[start + k])
+                        count_in(state.rings, rule.widths, state.registers[WATERMARK], item, time, 1)
         _reschedule(state, rule, user)
     state.registers[PRIORS_MOVED] = 1
 

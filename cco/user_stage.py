@@ -16,10 +16,10 @@ from cco import lists
 from cco.config import Config
 from cco.edits import Edits
 from cco.event_data import EventBatch
+from cco.priors import BUCKETS, shapes, take_changed
 from cco.user_machine import ARENA_FULL, DONE, SAVED_FULL, consume, count_members, tell_members
 from cco.user_state import (
     APPLIED,
-    BUCKETS,
     DIRTY,
     EDITS,
     MEMBER,
@@ -58,6 +58,7 @@ class UserStage:
     ) -> None:
         self._config, self._users, self._items, self._source = config, users, items, source
         self._rule = make_rule(config, item_partitions)
+        self._shapes = shapes(config)
         self._state: UserState = make_state(self._rule)
         self._sent_priors = np.zeros((len(config.prior_names), 0), np.int32)
         self._packed: list[Words] = []
@@ -154,7 +155,7 @@ class UserStage:
         state.registers[EDITS] = state.registers[TOUCHED] = 0
         kinds = self._rule.caps.size
         counted = touched[touched[:, 0] < kinds]
-        prior, prior_item, prior_value = self._changed_priors(touched[touched[:, 0] == kinds, 1])
+        priors = self._changed_priors(touched[touched[:, 0] == kinds, 1])
         partitions, messages = int(self._rule.partitions), []
         of_partition = edits[:, 0] >> np.uint32(16)
         for p in range(partitions):
@@ -171,41 +172,25 @@ class UserStage:
                     counted[:, 0].astype(np.uint8),
                     counted[:, 1],
                     state.counts[counted[:, 0], counted[:, 1]],
-                    prior,
-                    prior_item,
-                    prior_value,
+                    priors[:, 0].astype(np.uint8),
+                    priors[:, 1].astype(np.uint32),
+                    priors[:, 2].astype(np.int32),
                 )
             )
         return messages
 
-    def _changed_priors(self, items: Words) -> tuple[npt.NDArray[np.uint8], Words, npt.NDArray[np.int32]]:
-        """(prior, item, value) of those whose value differs from what was said before."""
+    def _changed_priors(self, items: Words) -> npt.NDArray[np.int64]:
+        """(n, 3): prior, item and this source's part of its value (negative ones too) where it has changed."""
         state = self._state
         if state.registers[PRIORS_MOVED]:
             state.registers[PRIORS_MOVED] = 0
             items = np.arange(len(self._items), dtype=np.uint32)
-        names = self._config.prior_names
-        if not names or items.size == 0:
-            return np.empty(0, np.uint8), np.empty(0, np.uint32), np.empty(0, np.int32)
-        values = np.stack([self._prior_values(p, name, items) for p, name in enumerate(names)])
-        prior, at = np.nonzero(values != self._sent_priors[:, items])
-        self._sent_priors[prior, items[at]] = values[prior, at]
-        return prior.astype(np.uint8), items[at], values[prior, at]
-
-    def _prior_values(self, prior: int, name: str, items: Words) -> npt.NDArray[np.int32]:
-        """(n,) this source's part of the prior of items: sums of buckets by age, newest first; may be negative."""
-        width = int(self._rule.widths[prior])
-        if width == 0:
-            popular: npt.NDArray[np.int32] = self._state.counts[0, items]
-            return popular
-        ages = (self.watermark // width - np.arange(BUCKETS)) % BUCKETS
-        by_age = self._state.rings[prior][ages[:, None], items[None, :]]
-        signs = {
-            "trending": [1] * 6 + [-1] * 6,  # the newer half minus the older
-            "hot": [1] * 4 + [-2] * 4 + [1] * 4,  # second difference over thirds
-        }.get(name, [1] * BUCKETS)
-        total: npt.NDArray[np.int32] = (by_age * np.array(signs, np.int32)[:, None]).sum(axis=0, dtype=np.int32)
-        return total
+        found = np.empty((items.size * self._sent_priors.shape[0], 3), np.int64)
+        n = take_changed(
+            state.rings, self._rule.widths, self._shapes, self.watermark, state.counts[0], items,
+            self._sent_priors, found,
+        )  # fmt: skip
+        return found[:n]
 
     # -- durable state ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cco import expiry, lists
+from cco import expiry, lists, priors
 from cco.arrays import wider
 from cco.config import Config
 from cco.retention import NEVER, indicator_hash
@@ -15,7 +15,6 @@ from llr.jit import kernel
 
 MEMBER, DIRTY, TO_SAVE = 1, 2, 4  # flags of a user: in U, changed since the last cut, owed to the present cut
 WATERMARK, APPLIED, MEMBERS, EDITS, TOUCHED, SAVED, PRIORS_MOVED, SAVE_CURSOR = range(8)  # registers
-BUCKETS = 12  # of a prior's duration: halves and thirds are whole numbers of them
 EDIT_ROWS = 1 << 16
 
 
@@ -27,7 +26,7 @@ class UserState(NamedTuple):
     counts: npt.NDArray[np.int32]  # (indicators, items): n_t(j) of this source
     marks: npt.NDArray[np.uint8]  # (indicators + 1, items): is in `touched`
     expiry: expiry.Expiry
-    rings: npt.NDArray[np.int32]  # (priors, BUCKETS, items): interactions of members by bucket of time, mod BUCKETS
+    rings: priors.Rings  # interactions of members by bucket of time
     edits: npt.NDArray[np.uint32]  # (rows, 3): op | indicator << 8 | partition << 16, user, item
     touched: npt.NDArray[np.uint32]  # (rows, 2): indicator (or their number, for priors), item
     saved: npt.NDArray[np.uint32]  # words of packed users
@@ -68,7 +67,6 @@ def make_rule(config: Config, item_partitions: int) -> Rule:
     caps = np.array([config.indicators[name].user_cap for name in names], np.int64)
     per_user, kinds = int(caps.sum()), len(names)
     windows = [w for w in (retention.window, retention.visitor_window) if w is not None]
-    spans = [getattr(config.priors, name) for name in config.prior_names]
     return Rule(
         caps,
         np.array([indicator_hash(name, retention.seed) for name in names], np.uint64),
@@ -78,7 +76,7 @@ def make_rule(config: Config, item_partitions: int) -> Rule:
         np.int64(min(windows, default=NEVER)),
         np.int64(retention.min_primary),
         np.bool_(retention.sampling == "recent"),
-        np.array([0 if span == "all" else max(1, span // BUCKETS) for span in spans], np.int64),
+        priors.widths(config),
         np.int64(item_partitions),
         # an event may remove all, enter everywhere and leave everywhere; each admission may replace
         np.int64(item_partitions * (4 * per_user + 4 * kinds + 8)),
@@ -90,7 +88,7 @@ def make_rule(config: Config, item_partitions: int) -> Rule:
 
 def make_state(rule: Rule) -> UserState:
     """Nothing known yet."""
-    kinds, priors = rule.caps.size, rule.widths.size
+    kinds = rule.caps.size
     rows = max(EDIT_ROWS, 2 * int(rule.edits_a_step))
     return UserState(
         lists.empty(0, max(1 << 12, int(rule.arena_a_step)), extras=True),
@@ -98,7 +96,7 @@ def make_state(rule: Rule) -> UserState:
         np.zeros((kinds, 0), np.int32),
         np.zeros((kinds + 1, 0), np.uint8),
         expiry.empty(0),
-        np.zeros((priors, BUCKETS, 0), np.int32),
+        np.zeros((rule.widths.size, 0, priors.BUCKETS), np.int32),
         np.empty((rows, 3), np.uint32),
         np.empty((max(EDIT_ROWS, 2 * int(rule.touched_a_step)), 2), np.uint32),
         np.empty(max(EDIT_ROWS, 2 * int(rule.words_a_user)), np.uint32),
@@ -119,7 +117,9 @@ def with_ids(state: UserState, users: int, items: int) -> UserState:
     if items > state.counts.shape[1]:
         size = max(items, state.counts.shape[1] * 3 // 2, 1024)
         state = state._replace(
-            counts=wider(state.counts, size), marks=wider(state.marks, size), rings=wider(state.rings, size)
+            counts=wider(state.counts, size),
+            marks=wider(state.marks, size),
+            rings=priors.with_items(state.rings, size),
         )
     return state
 

@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
-from llr.jit import COMPILED, inlined, kernel
+from llr.jit import inlined, kernel
+from llr.prefetch import prefetch
 from llr.selection import CHUNK, COUNTS, FIRST_CHUNK, keep_best, learn, reset, score, sort_best, sort_by_id, survivors
 from llr.xlogx import x_log_x
 
@@ -26,31 +24,6 @@ _BYTES, _HALVES = 256, 65536  # counts are below: most rows fit counters that st
 _ULP = 2.0**-52
 _KEPT_BITS = np.uint32(0xFFFF8000)  # as `llr.weights.truncate`
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _typed_prefetch(_context: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of `array[index]`, a flat array; never faults, whatever the index."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = signature.args[0]
-        view = context.make_array(kind)(context, builder, arguments[0])
-        pointer: Any = cgutils.get_item_pointer
-        address = pointer(context, builder, kind, view, [arguments[1]], wraparound=False)
-        i32 = ir.IntType(32)
-        function_type = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
-        declare: Any = cgutils.get_or_insert_function
-        function = declare(builder.module, function_type, "llvm.prefetch.p0")
-        builder.call(function, [address, i32(0), i32(3), i32(1)])  # for reading, keep, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.uintp), codegen
-
-
-def _no_prefetch(_array: Any, _index: Any) -> None:
-    """What uncompiled kernels do instead."""
-
-
-_prefetch: Any = intrinsic(_typed_prefetch) if COMPILED else _no_prefetch
 
 
 @kernel
@@ -69,12 +42,12 @@ def _count(
     n = np.uint64(0)
     for p in range(first, last):
         far = np.uint64(users_data[min(p + _AHEAD + _AHEAD, final)]) * stride + offset
-        _prefetch(heads, far * two)
+        prefetch(heads, far * two)
         near = np.uint64(users_data[min(p + _AHEAD, final)]) * stride + offset
         ahead = np.uint64(heads[near * two])
-        _prefetch(data, ahead)
-        _prefetch(data, ahead + _LINE)
-        _prefetch(data, ahead + _LINE + _LINE)
+        prefetch(data, ahead)
+        prefetch(data, ahead + _LINE)
+        prefetch(data, ahead + _LINE + _LINE)
         at = (np.uint64(users_data[p]) * stride + offset) * two
         start = np.uint64(heads[at])
         for q in range(start, start + np.uint64(heads[at + np.uint64(1)])):

@@ -58,6 +58,19 @@ def events_of(folder: Path) -> list[str]:
     return [str(first), str(second)]
 
 
+# the loop of `cco replay` with commits as fast as they go, so that kills hit every phase of one
+OFTEN = """
+import sys
+from pathlib import Path
+from agents.engine import Engine
+from agents.replay import replay
+from cco.config import parse_config
+config, state, *inputs = sys.argv[1:]
+with Engine(parse_config(Path(config).read_text(), config)) as engine:
+    replay(engine, inputs, state=Path(state), every=0.02)
+"""
+
+
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "agents", *map(str, arguments)]
 
@@ -136,13 +149,14 @@ def test_a_replay_that_is_killed_again_and_again_ends_with_the_model_of_the_batc
     inputs = events_of(tmp_path)
     batch = run("rebuild", *inputs, "--config", settings, "--model", tmp_path / "batch.jsonl")
     total = int(str(batch["events"])) + int(str(batch["rejected"]))
-    replay = ("replay", *inputs, "--config", settings, "--state", state, "--checkpoint-every", 0.02)
+    replay = ("replay", *inputs, "--config", settings, "--state", state)
+    often = [sys.executable, "-c", OFTEN, str(settings), str(state), *inputs]
     kills, at, places = 0, 0, set()
     while kills < KILLS:
         if at == total:  # nothing left to interrupt: once more from the beginning
             shutil.rmtree(state)
             at = 0
-        killed = run_and_kill(command(*replay), state, chance)
+        killed = run_and_kill(command(*replay) if chance.random() < 0.3 else often, state, chance)
         kills += killed is not None
         before, (at, applied) = at, committed(state, config)
         print(f"kill {kills}: {killed or 'came to its end'}: {at:,} of {total:,} records, {applied:,} events")

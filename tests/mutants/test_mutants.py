@@ -69,9 +69,7 @@ MUTANTS = [
     Mutant(
         "visitors never expire", STATES, "cco/user_state.py", "np.int64(min(windows, default=NEVER))", "np.int64(NEVER)"
     ),
-    Mutant(
-        "old buckets stay in a prior", ROWS, "cco/user_machine.py", "state.rings[p, bucket % BUCKETS, :] = 0", "pass"
-    ),
+    Mutant("old buckets stay in a prior", ROWS, "cco/priors.py", "rings[p, :, bucket % BUCKETS] = 0", "pass"),
     Mutant(
         "a cut without copy on write",
         CUTS,
@@ -90,8 +88,8 @@ MUTANTS = [
         "no sweep: N drifts unseen",
         ROWS,
         "cco/item_stage.py",
-        "changed |= self._take_counts(edits)",
-        "self._take_counts(edits)",
+        "changed |= self._take_counts(edits, due_before)",
+        "self._take_counts(edits, due_before)",
     ),
     Mutant(
         "too old rows wait for room",

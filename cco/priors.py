@@ -1,0 +1,89 @@
+"""Priors kept by the stream: per primary item, its interactions by bucket of time, and the value of each prior.
+
+A duration is BUCKETS buckets, aligned to multiples of their width in epoch time; the newest is the one
+of the watermark. A bucket's slot in the ring is its number modulo BUCKETS. A width of 0 stands for all
+time, which the column counts of the primary know already.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cco.config import Config
+from llr.jit import inlined, kernel
+
+BUCKETS = 12  # halves and thirds of a duration are whole numbers of them
+_SHAPES = {
+    "trending": [1] * 6 + [-1] * 6,  # the newer half minus the older
+    "hot": [1] * 4 + [-2] * 4 + [1] * 4,  # second difference over thirds
+}
+
+Rings = npt.NDArray[np.int32]  # (priors, items, BUCKETS)
+
+
+def widths(config: Config) -> npt.NDArray[np.int64]:
+    """(priors,) seconds of a bucket; 0 for all time."""
+    spans = [getattr(config.priors, name) for name in config.prior_names]
+    return np.array([0 if span == "all" else max(1, span // BUCKETS) for span in spans], np.int64)
+
+
+def shapes(config: Config) -> npt.NDArray[np.int32]:
+    """(priors, BUCKETS): what an interaction counts by its age in buckets."""
+    return np.array([_SHAPES.get(name, [1] * BUCKETS) for name in config.prior_names], np.int32).reshape(-1, BUCKETS)
+
+
+def with_items(rings: Rings, items: int) -> Rings:
+    """The same rings with room for `items` items."""
+    new = np.zeros((rings.shape[0], items, BUCKETS), np.int32)
+    new[:, : rings.shape[1]] = rings
+    return new
+
+
+@inlined
+def count_in(rings: Any, of_widths: Any, watermark: Any, item: Any, time: Any, sign: Any) -> None:
+    """A member's interaction of that time comes (+1) or goes (-1)."""
+    for p in range(of_widths.size):
+        if of_widths[p] > 0:
+            bucket = np.int64(time) // of_widths[p]
+            if watermark // of_widths[p] - bucket < BUCKETS:
+                rings[p, item, bucket % BUCKETS] += np.int32(sign)
+
+
+@kernel
+def open_buckets(rings: Any, of_widths: Any, before: Any, watermark: Any) -> Any:
+    """The watermark moves: slots that now stand for new buckets begin at zero. Returns whether there are any."""
+    moved = False
+    for p in range(of_widths.size):
+        if of_widths[p] > 0:
+            old, new = before // of_widths[p], watermark // of_widths[p]
+            for bucket in range(max(old + 1, new - BUCKETS + 1), new + 1):
+                rings[p, :, bucket % BUCKETS] = 0
+                moved = True
+    return moved
+
+
+@kernel
+def take_changed(
+    rings: Any, of_widths: Any, of_shapes: Any, watermark: Any, counts: Any, items: Any, sent: Any, found: Any
+) -> Any:
+    """Which values of `items` differ from `sent` (priors, items), which is brought up to date.
+
+    `counts` (items,) are those of all time. Fills `found` (n, 3): prior, item, value; returns how many.
+    """
+    n = 0
+    for k in range(items.size):
+        item = np.int64(items[k])
+        for p in range(of_widths.size):
+            value = np.int64(counts[item])
+            if of_widths[p] > 0:
+                newest, value = watermark // of_widths[p], np.int64(0)
+                for age in range(BUCKETS):
+                    value += np.int64(of_shapes[p, age]) * rings[p, item, (newest - age) % BUCKETS]
+            if value != sent[p, item]:
+                sent[p, item] = np.int32(value)
+                found[n, 0], found[n, 1], found[n, 2] = p, item, value
+                n += 1
+    return n

@@ -1,0 +1,107 @@
+"""The inputs of a replay with a state: logs grow, new ones follow, and whatever else has changed is refused."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agents.checkpoint import save
+from agents.engine import Engine
+from agents.files import read_events
+from agents.replay import replay
+from agents.state_errors import StateError
+from agents.state_store import StateStore
+from agents.streams import InputError
+from cco.config import Config
+from tests.agents.states import (
+    model_of,
+)
+
+
+def lines(first: int, last: int) -> str:
+    return "".join(f"u{k % 17},i{k % 11},purchase,{1000 + k}\n" for k in range(first, last))
+
+
+HEADER = "user,item,event,timestamp\n"
+
+
+def run(paths: list[Path], state: Path, chunk: int = 10) -> int:
+    """Replay; the model must be what a replay without a state gives. Returns how many records were read before."""
+    engine, plain = Engine(), Engine()
+    done = replay(engine, [str(path) for path in paths], state=state, chunk=chunk)
+    whole = replay(plain, [str(path) for path in paths])
+    assert (done.applied, done.records, done.accepted) == (whole.applied, whole.records, whole.accepted)
+    assert model_of(engine) == model_of(plain)
+    return done.resumed
+
+
+def test_logs_grow_and_new_ones_follow(tmp_path: Path) -> None:
+    a, b, state = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "state"
+    a.write_text("")
+    assert run([a], state) == 0
+    a.write_text(HEADER + lines(0, 55) + "bad line\n")
+    assert run([a], state) == 0
+    assert run([a], state) == 56
+    a.write_text(a.read_text() + lines(55, 90))
+    assert run([a], state) == 56
+    b.write_text(HEADER + lines(90, 100).removesuffix("\n"))  # complete, for it does not grow
+    assert run([a, b], state) == 91
+    assert run([a, b], state) == 101
+
+
+def spoil(state: Path, paths: list[Path], change: Callable[[], object]) -> str:
+    """What a replay says after the inputs were changed."""
+    change()
+    with pytest.raises(StateError) as caught:
+        replay(Engine(), [str(path) for path in paths], state=state)
+    return str(caught.value)
+
+
+def test_other_inputs_are_refused(tmp_path: Path) -> None:
+    a, b, c, state = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c.csv.gz", tmp_path / "state"
+    a.write_text(HEADER + lines(0, 50))
+    b.write_text(HEADER + lines(50, 60))
+    run([a, b], state)
+    text = a.read_text()
+    assert "2 inputs, and 1 are given" in spoil(state, [a], lambda: None)
+    assert "is not the file that was read before" in spoil(state, [b, a], lambda: None)
+    assert "is not the file" in spoil(state, [a, b], lambda: a.write_text(text.replace("u3", "u4")))
+    assert "is not the file" in spoil(state, [a, b], lambda: a.write_text(text[:-1]))
+    assert "has grown since it was read to its end" in spoil(state, [a, b], lambda: a.write_text(text + "x\n"))
+    a.write_text(text)
+    assert run([a, b], state) == 60
+    b.write_text(b.read_text() + "u1,i1,purchase,12")
+    assert run([a, b], state) == 60
+    assert "in the middle of a line" in spoil(state, [a, b], lambda: b.write_text(b.read_text() + "34\n"))
+    c.write_bytes(gzip.compress((HEADER + lines(0, 9)).encode()))
+    run([c], tmp_path / "other")
+    longer = c.read_bytes() + gzip.compress(lines(9, 12).encode())
+    assert "compressed files" in spoil(tmp_path / "other", [c], lambda: c.write_bytes(longer))
+
+
+def test_what_cannot_be_read_again_is_refused(tmp_path: Path) -> None:
+    for path in ("-", "/dev/null"):
+        with pytest.raises(StateError, match="cannot be read again from the middle"):
+            replay(Engine(), [path], state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+    save(Engine(), tmp_path / "saved")
+    (tmp_path / "a.csv").write_text(HEADER)
+    with pytest.raises(StateError, match=r"saved by Engine\.save"):
+        replay(Engine(), [str(tmp_path / "a.csv")], state=tmp_path / "saved")
+
+
+def test_an_input_that_breaks_off_is_committed_as_far_as_it_goes(tmp_path: Path) -> None:
+    path, state = tmp_path / "a.csv.gz", tmp_path / "state"
+    whole = gzip.compress((HEADER + lines(0, 500_000)).encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="is cut off"):
+        replay(Engine(), [str(path)], state=state)
+    readable = 0
+    with pytest.raises(InputError, match="is cut off"):
+        for chunk in read_events([str(path)], Engine().parser):
+            readable += len(chunk.batch)
+    with StateStore.open(state, Config(), read_only=True) as store:
+        assert store.commit.sources[0][0] == readable > 100_000
