@@ -79,9 +79,10 @@ def take_changed(
         for p in range(of_widths.size):
             value = np.int64(counts[item])
             if of_widths[p] > 0:
-                newest, value = watermark // of_widths[p], np.int64(0)
+                slot, value = watermark // of_widths[p] % BUCKETS, np.int64(0)
                 for age in range(BUCKETS):
-                    value += np.int64(of_shapes[p, age]) * rings[p, item, (newest - age) % BUCKETS]
+                    value += np.int64(of_shapes[p, age]) * rings[p, item, slot]
+                    slot = slot - 1 if slot > 0 else BUCKETS - 1
             if value != sent[p, item]:
                 sent[p, item] = np.int32(value)
                 found[n, 0], found[n, 1], found[n, 2] = p, item, value

@@ -314,13 +314,15 @@ def _apply(state: Any, rule: Any, names: Any, user: Any, item: Any, kind: Any, t
 
 
 @inlined
-def _ask_ahead(state: Any, rule: Any, users: Any, types: Any, e: Any) -> None:
+def _ask_ahead(state: Any, rule: Any, names: Any, users: Any, types: Any, e: Any) -> None:
     """Users come in any order, so what an event needs is asked for some events before: the head, then the lists."""
     kinds, last = np.int64(rule.caps.size), np.int64(types.size - 1)
     far, near = min(e + 2 * _AHEAD, last), min(e + _AHEAD, last)
     head = state.histories.head.reshape(-1)
     prefetch(head, np.uint64(users[far]) * np.uint64(2 * kinds))
     prefetch(state.flags, np.uint64(users[far]))
+    prefetch(state.expiry.place, np.uint64(users[far]))
+    prefetch(names.user_hashes, np.uint64(users[far]))
     if types[near] >= 0:
         adds, kind = np.int64(rule.add_mask[types[near]]), np.int64(0)
         while kind < kinds - 1 and (adds >> kind) & 1 == 0:
@@ -337,7 +339,7 @@ def _ask_ahead(state: Any, rule: Any, users: Any, types: Any, e: Any) -> None:
 def consume(state: Any, rule: Any, names: Any, users: Any, items: Any, types: Any, times: Any, begin: Any) -> Any:
     """Apply events from `begin` on. Returns (the next event, DONE or the buffer that is full)."""
     for e in range(begin, types.size):
-        _ask_ahead(state, rule, users, types, e)
+        _ask_ahead(state, rule, names, users, types, e)
         time = np.int64(times[e])
         _advance(state, rule, time)
         while True:
