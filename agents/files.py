@@ -6,6 +6,7 @@ header of CSV is none. So the number of a record depends on the input alone, nev
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -35,7 +36,7 @@ class Chunk:
 
 
 def read_events(
-    paths: Sequence[str],
+    paths: Sequence[str | os.PathLike[str]],
     parser: EventParser,
     chunk: int = 65_536,
     *,
@@ -48,13 +49,14 @@ def read_events(
     chunk to go on after it. Raises InputError, one readable line, if an input cannot be read (all are
     looked for before the first is read) or ends before `skip`.
     """
-    if list(paths).count(STANDARD_INPUT) > 1:
+    names = [os.fspath(path) for path in paths]
+    if names.count(STANDARD_INPUT) > 1:
         raise InputError("standard input can be read once only")
-    sizes = [size_of(path) for path in paths]
+    sizes = [size_of(name) for name in names]
     known = [size for size in sizes if size is not None]
     total = sum(known) if len(known) == len(sizes) else None
     before = records = 0
-    for number, path in enumerate(paths):
+    for number, path in enumerate(names):
         stream = Stream(path, stdin)
         try:
             reader = _Reader(path, stream, parser, chunk, max(0, skip - records))
