@@ -122,7 +122,16 @@ def _fold_users(events, before, after, rule, buffer, ids):  # type: ignore[no-un
             if event_kind[e] == DELETE_USER:
                 clear(buffer)
             else:
-                interact(buffer, rule, event_kind[e], event_item[e], event_time[e], user_hashes[u], item_hashes)
+                interact(
+                    buffer,
+                    rule,
+                    event_kind[e],
+                    event_item[e],
+                    event_time[e],
+                    event_mark[e],
+                    user_hashes[u],
+                    item_hashes,
+                )
             e += 1
         if windowed:
             drop_expired(buffer, rule, watermarks[of_user[u]])

@@ -172,9 +172,15 @@ def _add(buffer, t, rule, item, time, user_hash, item_hashes):  # type: ignore[n
 
 
 @inlined
-def interact(buffer, rule, kind, item, time, user_hash, item_hashes):  # type: ignore[no-untyped-def]
-    """One event of type `kind`: additions by ascending indicator, then removals."""
+def interact(buffer, rule, kind, item, time, watermark, user_hash, item_hashes):  # type: ignore[no-untyped-def]
+    """One event of type `kind`: additions by ascending indicator, then removals.
+
+    The primary comes first, since it may make a visitor a member; what is too old for a visitor does not enter.
+    """
     for t in range(buffer.n.size):
+        outside = buffer.n[0] < rule.min_primary and rule.visitor_window >= 0
+        if t > 0 and outside and np.int64(time) < watermark - rule.visitor_window:
+            break
         if (rule.add_mask[kind] >> t) & 1:
             _add(buffer, t, rule, item, time, user_hash, item_hashes)
     for t in range(buffer.n.size):

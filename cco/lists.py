@@ -2,7 +2,7 @@
 
 List `key` is the `length` values from `start` in `data`, as (start, length) = `head[key]`; `extra` may
 hold a second value beside each (a time, a position). Blocks are powers of two, so a list of n entries
-takes the next power of two above n; a block that is given up goes on the free chain of its size and is
+takes the first power of two from n on; a block that is given up goes on the free chain of its size and is
 split when a smaller one is wanted. Order within a list means nothing: removal moves the last entry.
 
 The kernels never allocate: they say beforehand (`has_room`) when the arena has to be grown by `grown`.
@@ -36,6 +36,17 @@ class Lists(NamedTuple):
     free: npt.NDArray[np.int64]  # (33,): first free block of 2**c slots, or _NO_BLOCK
 
 
+@kernel
+def capacity(length: Any) -> Any:
+    """Slots of the block of a list of `length` entries: the next power of two, 0 for none."""
+    if length == 0:
+        return 0
+    size = 1
+    while size < length:
+        size <<= 1
+    return size
+
+
 def empty(keys: int, arena: int, extras: bool) -> Lists:
     """Lists 0 to `keys` - 1, all empty."""
     return Lists(
@@ -43,14 +54,8 @@ def empty(keys: int, arena: int, extras: bool) -> Lists:
         np.empty(arena, np.uint32),
         np.empty(arena if extras else 0, np.uint32),
         np.zeros(1, np.int64),
-        np.full(_CLASSES, _NO_BLOCK, np.int64),
+        _no_blocks(),
     )
-
-
-def _resized(old: npt.NDArray[np.uint32], size: int, used: int) -> npt.NDArray[np.uint32]:
-    new = np.empty(size, np.uint32)
-    new[:used] = old[:used]
-    return new
 
 
 def with_keys(lists: Lists, keys: int) -> Lists:
@@ -64,26 +69,59 @@ def with_keys(lists: Lists, keys: int) -> Lists:
 
 
 def grown(lists: Lists, need: int) -> Lists:
-    """The same lists with at least `need` unused slots. Raises LimitError at 2**32 - 2 slots."""
+    """The same lists with at least `need` unused slots: packed anew if that frees half the arena, else longer.
+
+    Blocks are split and never merged, so lists that shrink and grow again leave blocks that nobody fits
+    into; packing keeps the arena within twice what the lists take, whatever happened before.
+    Raises LimitError at 2**32 - 2 slots.
+    """
     top, have = int(lists.top[0]), lists.data.size
     if have - top >= need:
         return lists
-    size = min(max(top + need, have + have // 2), ARENA_LIMIT)
-    if size - top < need:
-        raise LimitError(f"an arena of {ARENA_LIMIT} entries is full: spread the items over more item partitions")
-    extra = _resized(lists.extra, size, top) if lists.extra.size else lists.extra
-    return lists._replace(data=_resized(lists.data, size, top), extra=extra)
+    live = int(_slots(lists.head))
+    packed = live <= top // 2
+    used = live if packed else top
+    size = min(max(used + need, used + used // 2), ARENA_LIMIT)
+    if size - used < need:
+        raise LimitError(
+            f"an arena of {ARENA_LIMIT} entries is full: spread the users over more source partitions, "
+            "or the items over more item partitions"
+        )
+    data, extra = np.empty(size, np.uint32), np.empty(size if lists.extra.size else 0, np.uint32)
+    if packed:
+        _pack(lists, data, extra)
+        return lists._replace(data=data, extra=extra, top=np.full(1, live, np.int64), free=_no_blocks())
+    data[:top] = lists.data[:top]
+    extra[:top] = lists.extra[:top]
+    return lists._replace(data=data, extra=extra)
+
+
+def _no_blocks() -> npt.NDArray[np.int64]:
+    return np.full(_CLASSES, _NO_BLOCK, np.int64)
 
 
 @kernel
-def capacity(length: Any) -> Any:
-    """Slots of the block of a list of `length` entries: the next power of two, 0 for none."""
-    if length == 0:
-        return 0
-    size = 1
-    while size < length:
-        size <<= 1
-    return size
+def _slots(head: Any) -> Any:
+    """Slots in the blocks of all lists."""
+    total = np.int64(0)
+    for key in range(head.shape[0]):
+        total += capacity(np.int64(head[key, 1]))
+    return total
+
+
+@kernel
+def _pack(lists: Any, data: Any, extra: Any) -> None:
+    """Copy every list to the front of a new arena, one block behind the other."""
+    top = np.int64(0)
+    for key in range(lists.head.shape[0]):
+        start, length = np.int64(lists.head[key, 0]), np.int64(lists.head[key, 1])
+        for k in range(length):
+            data[top + k] = lists.data[start + k]
+        if extra.size > 0:
+            for k in range(length):
+                extra[top + k] = lists.extra[start + k]
+        lists.head[key, 0] = np.uint32(top)
+        top += capacity(length)
 
 
 @kernel

@@ -21,6 +21,7 @@ from cco.vocabulary import Vocabulary
 
 DRAIN_ITEMS = 4096  # counted at a time while draining
 MAX_ITEM_PARTITIONS = 256
+_DTYPES = [np.dtype(np.uint32), np.dtype(np.uint32), np.dtype(np.int16), np.dtype(np.uint32)]
 
 
 class Pipeline:
@@ -51,10 +52,29 @@ class Pipeline:
     # -- events -------------------------------------------------------------------------------------
 
     def ingest(self, batch: EventBatch, now: float) -> None:
-        """Apply accepted events, in order. `now` is the caller's clock in seconds, never decreasing."""
+        """Apply accepted events, in order. `now` is the caller's clock in seconds, never decreasing.
+
+        Raises ValueError, with nothing applied, for columns that do not fit the vocabularies or each other.
+        """
+        self._check(batch)
         for source, part in self._by_source(batch):
             for messages in self.user_stages[source].ingest(part):
                 self._apply(messages, now)
+
+    def _check(self, batch: EventBatch) -> None:
+        """The kernels trust their indices, so this is where they are looked at."""
+        columns = (batch.users, batch.items, batch.types, batch.times)
+        if [c.dtype for c in columns] != _DTYPES or {c.shape for c in columns} != {(len(batch),)}:
+            raise ValueError("an EventBatch has uint32 users, items and times and int16 types, all of one length")
+        if not len(batch):
+            return
+        plain, types = batch.types >= 0, len(self.config.event_types)
+        if batch.types.max() >= types or batch.types.min() < CLOCK:
+            raise ValueError(f"an event type is beyond the {types} of the configuration")
+        if plain.any() and batch.items[plain].max() >= len(self.items):
+            raise ValueError(f"an item is beyond the {len(self.items)} of this pipeline's vocabulary")
+        if batch.users[batch.types != CLOCK].max(initial=0) >= max(1, len(self.users)):
+            raise ValueError(f"a user is beyond the {len(self.users)} of this pipeline's vocabulary")
 
     def _by_source(self, batch: EventBatch) -> Iterator[tuple[int, EventBatch]]:
         """Each source's events. A clock event has no user: it moves every source's watermark."""
@@ -145,6 +165,8 @@ class Pipeline:
     def counts(self, item: int, indicator: str, feature: int) -> tuple[int, int, int, int]:
         """(k, n_A(item), n_t(feature), N) behind the LLR of `feature` in the row of `item`, now."""
         kind = self.config.indicator_names.index(indicator)
+        if not (0 <= item < len(self.items) and 0 <= feature < len(self.items)):
+            raise ValueError(f"an item is beyond the {len(self.items)} of this pipeline's vocabulary")
         return self._stage_of(item).counts(item, kind, feature)
 
     def _stage_of(self, item: int) -> ItemStage:

@@ -289,6 +289,18 @@ def _full(state: Any, rule: Any) -> Any:
 
 
 @inlined
+def _too_old(state: Any, rule: Any, user: Any, time: Any) -> Any:
+    """Whether an event is outside a visitor's window: it does not enter, and takes nobody's place.
+
+    Asked after the primary was admitted, which may have made the visitor a member. A member's own window
+    needs no question: with `recent`, what is older than the window is also older than all that is kept.
+    """
+    if np.int64(state.histories.head[user * rule.caps.size, 1]) >= rule.min_primary:
+        return False
+    return rule.visitor_window != NEVER and time < state.registers[WATERMARK] - rule.visitor_window
+
+
+@inlined
 def _apply(state: Any, rule: Any, names: Any, user: Any, item: Any, kind: Any, time: Any) -> None:
     _mark(state, user)
     if kind == DELETE_USER:
@@ -296,6 +308,8 @@ def _apply(state: Any, rule: Any, names: Any, user: Any, item: Any, kind: Any, t
     else:
         adds, removes = np.int64(rule.add_mask[kind]), np.int64(rule.remove_mask[kind])
         for t in range(rule.caps.size):
+            if t > 0 and _too_old(state, rule, user, time):
+                break
             if (adds >> t) & 1:
                 _admit(state, rule, names, user, t, item, time)
         for t in range(rule.caps.size):

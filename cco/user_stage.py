@@ -262,7 +262,12 @@ class UserStage:
 
     def resync(self) -> Iterator[list[Edits]]:
         """Messages that tell empty item partitions everything."""
+        self._fit()
+        self._sent_priors[:] = 0
+        self._state.registers[PRIORS_MOVED] = 1
         user, names = 0, self._names()
-        while user < len(self._users):
+        while True:
             user = tell_members(self._state, self._rule, names, user, len(self._users))
             yield self._take_edits()
+            if user >= len(self._users):
+                return

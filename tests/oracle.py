@@ -86,13 +86,22 @@ class Oracle:
             for history in self.users[user].values():
                 history.clear()
             return
+        if type in self.config.indicators[self.config.primary].events:
+            self._admit(user, self.config.primary, item, time)
         for name, indicator in self.config.indicators.items():
-            if type in indicator.events:
+            if name != self.config.primary and type in indicator.events and not self._too_old(user, time):
                 self._admit(user, name, item, time)
         for name, indicator in self.config.indicators.items():
             if type in indicator.removed_by:
                 self.users[user][name].pop(item, None)
         self._expire_all()
+
+    def _too_old(self, user: str, time: int) -> bool:
+        """Outside the windows on arrival; what the primary brought has made the user a member or not by now."""
+        retention = self.config.retention
+        windows = [retention.window] if self.in_u(user) else [retention.window, retention.visitor_window]
+        watermark = self.watermarks[self.partition[user]]
+        return any(window is not None and time < watermark - window for window in windows)
 
     def _admit(self, user: str, name: str, item: str, time: int) -> None:
         history = self.users[user][name]

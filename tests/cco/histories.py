@@ -31,7 +31,7 @@ def configs(draw: st.DrawFn) -> Config:
     """Every option, in ranges where it bites."""
     names = draw(st.permutations(NAMES))[: draw(st.integers(1, 3))]
     sampling = draw(st.sampled_from(("uniform", "recent")))
-    spans = st.none() | st.integers(1, LATEST // 2)
+    spans = st.none() | st.integers(1, LATEST // 2) | st.integers(100, 400)  # wide buckets of priors too
     popular: st.SearchStrategy[Any] = st.just("all") | spans
     indicators = {name: _indicator(draw, name) for name in names}
     primary = names[0]

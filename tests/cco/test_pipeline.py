@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cco.batch import rebuild
-from cco.config import Config
+from cco.config import Config, Indicator, Retention
 from cco.model_file import encode
 from cco.pipeline import Pipeline
 from cco.row_counter import MapLike
 from cco.rows import Patches, Rows
 from cco.vocabulary import Vocabulary
 from tests.cco.histories import Event, cases, to_batch, to_batches
+from tests.examples import examples
 from tests.oracle import Oracle, truncate
 
 Case = tuple[Config, list[Event]]
@@ -110,7 +113,7 @@ def model_of(world: World, log: list[Event]) -> list[bytes]:
     return list(encode(model.rows(), items, world.config))
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(case=cases(), partitions=st.integers(1, 3), threads=st.booleans(), data=st.data())
 def test_each_patch_each_row_and_the_end(
     pool: ThreadPoolExecutor, case: Case, partitions: int, threads: bool, data: Any
@@ -145,7 +148,7 @@ def exact_fields(oracle: Oracle) -> Fields:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(cases(), st.integers(1, 3), st.integers(1, 30))
 def test_drained_stream_equals_the_batch_rebuild(case: Case, partitions: int, size: int) -> None:
     config, log = case
@@ -164,7 +167,7 @@ def test_drained_stream_equals_the_batch_rebuild(case: Case, partitions: int, si
     assert b"".join(model_of(world, log)).splitlines() == oracle_lines
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(cases(), st.integers(1, 3))
 def test_a_new_index_gets_everything_once_more(case: Case, partitions: int) -> None:
     config, log = case
@@ -177,7 +180,7 @@ def test_a_new_index_gets_everything_once_more(case: Case, partitions: int) -> N
     assert world.index == wanted_fields(world.oracle)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(cases(), st.integers(1, 3), st.integers(1, 12))
 def test_applying_messages_again_changes_nothing(case: Case, partitions: int, size: int) -> None:
     config, log = case
@@ -229,3 +232,56 @@ def test_after_an_idle_hour_one_event_makes_no_row_too_old() -> None:
     assert world.pipeline.rows_counted == counted
     world.now += 3.0
     assert world.pipeline.staleness(world.now) == 3.0
+
+
+def test_a_row_that_was_counted_in_one_field_is_not_exact_in_all() -> None:
+    config = Config(primary="buy", indicators={"buy": Indicator(), "view": Indicator()})
+    world = World(config, 1)
+    world.feed([(user, "buy", item, 1) for user, items in {"a": "xy", "b": "xy", "c": "zw"}.items() for item in items])
+    world.drain()
+    world.feed([("a", "view", "q", 1), ("n", "buy", "m", 1)])
+    for patches in world.pipeline.publish(world.now, 100):
+        world.take(patches)
+    world.drain()
+    assert world.index == wanted_fields(world.oracle)
+
+
+def test_the_largest_relative_change_goes_first() -> None:
+    world = World(Config(), 1)
+    world.feed([(f"u{k}", "purchase", "popular", 1) for k in range(20)] + [("v", "purchase", "rare", 1)])
+    world.drain()
+    world.feed([("new", "purchase", "popular", 2), ("other", "purchase", "rare", 2)])
+    (patches,) = world.pipeline.publish(world.now, 1)
+    assert {world.items.name(int(item)) for item in patches.rows.item} == {"rare"}
+
+
+def test_impossible_columns_are_refused_before_anything_is_applied() -> None:
+    world = World(Config(), 1)
+    good = to_batch(world.config, [("u", "purchase", "i", 1)], world.users, world.items)
+    for column, value in (("users", 9), ("items", 9), ("types", 7), ("types", -3)):
+        bad = np.array([value], getattr(good, column).dtype)
+        with pytest.raises(ValueError, match="beyond"):
+            world.pipeline.ingest(replace(good, **{column: bad}), 0.0)
+    with pytest.raises(ValueError, match="one length"):
+        world.pipeline.ingest(replace(good, times=np.array([1, 2], np.uint32)), 0.0)
+    with pytest.raises(ValueError, match="uint32"):
+        world.pipeline.ingest(replace(good, users=np.array([0], np.int64)), 0.0)
+    assert world.pipeline.position == (0,)
+
+
+def test_memory_stays_when_interactions_come_and_go() -> None:
+    """Purchases and returns, expiry and new users at a constant size: the arenas stay where they are."""
+    config = Config(
+        indicators={"purchase": Indicator(removed_by=("return",), user_cap=9)},
+        retention=Retention(sampling="recent", window=200, visitor_window=None),
+    )
+    world = World(config, 1)
+    sizes = []
+    for day in range(30):
+        log = [
+            (f"u{k % 50}", "return" if k % 5 == 0 else "purchase", f"i{(k * 7 + day * 11) % 60}", day * 100 + k // 20)
+            for k in range(1500)
+        ]
+        world.pipeline.ingest(to_batch(config, log, world.users, world.items), float(day))
+        sizes.append(sum(world.pipeline.nbytes().values()))
+    assert max(sizes[10:]) <= 1.5 * max(sizes[:10])

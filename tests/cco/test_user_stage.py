@@ -6,15 +6,16 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from cco.config import Config
+from cco.config import Config, Indicator, Retention
 from cco.edits import ADD, ENTER, LEAVE, Edits
 from cco.event_data import CLOCK
 from cco.user_stage import DamagedStateError, UserStage
 from cco.vocabulary import Vocabulary
 from tests.cco.histories import Event, cases, to_batch
+from tests.examples import examples
 from tests.oracle import Oracle, partition_of
 
 Case = tuple[Config, list[Event]]
@@ -110,7 +111,7 @@ class World:
                 assert got == wanted_counts
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(cases(), st.integers(1, 3))
 def test_after_every_event_states_and_edits_equal_the_oracle(case: Case, item_partitions: int) -> None:
     config, log = case
@@ -120,7 +121,7 @@ def test_after_every_event_states_and_edits_equal_the_oracle(case: Case, item_pa
         world.check()
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(cases(), st.integers(1, 2), st.integers(1, 25))
 def test_any_split_into_batches_gives_the_same(case: Case, item_partitions: int, size: int) -> None:
     config, log = case
@@ -130,7 +131,7 @@ def test_any_split_into_batches_gives_the_same(case: Case, item_partitions: int,
         world.check()
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(cases(), st.data())
 def test_cuts_taken_while_events_go_on_restore_their_position(case: Case, data: st.DataObject) -> None:
     config, log = case
@@ -143,7 +144,10 @@ def test_cuts_taken_while_events_go_on_restore_their_position(case: Case, data: 
     for _ in range(data.draw(st.integers(1, 3))):
         middle = data.draw(st.integers(at, len(log)))
         world.feed(log[at:middle])
-        applied, watermark = stage.begin_cut()
+        everything = data.draw(st.booleans())
+        applied, watermark = stage.begin_cut(everything)
+        if everything:  # needs no cut before it
+            saved.clear()
         frozen = Oracle(config)
         for event in log[:middle]:
             frozen.apply(*event)
@@ -189,3 +193,48 @@ def test_damaged_records_are_refused() -> None:
     stage.restored(1, 5)
     assert stage.members == 1
     assert [x.tolist() for x in stage.history(0)[0]] == [[0], [5]]
+
+
+def test_a_cut_owes_users_whom_the_watermark_alone_changed() -> None:
+    """Someone else's event moves the watermark, and what expires by it is part of the next cut."""
+    config = Config(retention=Retention(sampling="recent", window=10, visitor_window=None))
+    world = World(config, 1)
+    stage = world.stages[0]
+    saved: list[int] = []
+    position = (0, 0)
+    for event in (("v", "purchase", "x", 10), ("w", "purchase", "y", 100)):
+        world.feed([event])
+        position = stage.begin_cut()
+        while (words := stage.pack_some()) is not None:
+            saved += words.tolist()
+    restored = UserStage(config, world.users, world.items)
+    restored.restore(np.array(saved, np.uint32))
+    restored.restored(*position)
+    assert restored.members == stage.members == 1
+
+
+def test_what_is_too_old_for_a_visitor_takes_nobodys_place() -> None:
+    """A late event of a visitor neither stays nor evicts what is there, whatever its hash."""
+    indicators = {"purchase": Indicator(), "view": Indicator(user_cap=1)}
+    for old in ("b", "c", "d", "e", "f"):
+        config = Config(indicators=indicators, retention=Retention(visitor_window=90))
+        world = World(config, 1)
+        world.feed([("v", "view", "a", 1000), ("v", "view", old, 800)])
+        world.check()
+        items, _ = world.stages[0].history(0)[1]
+        assert world.items.names(items) == ["a"]
+
+
+def test_resync_tells_priors_and_position_again() -> None:
+    """An item partition that lost everything gets everything, from a stage that goes on running."""
+    world = World(Config(), 1)
+    world.feed([(f"u{k}", "purchase", f"i{k % 3}", k) for k in range(20)])
+    again = Reader()
+    for messages in world.stages[0].resync():
+        again.apply(messages[0])
+    assert again.users == world.readers[0].users
+    assert again.priors == world.readers[0].priors
+    assert sum(again.priors[0].values()) > 0
+    only_clock = World(Config(), 1)
+    only_clock.feed([("u", "$clock", "i", 5)])
+    assert [messages[0].position for messages in only_clock.stages[0].resync()] == [1]

@@ -106,6 +106,34 @@ MUTANTS = [
         "pass",
     ),
     Mutant(
+        "a user whom the watermark changed is not saved",
+        "tests/cco/test_user_stage.py::test_a_cut_owes_users_whom_the_watermark_alone_changed",
+        "cco/user_machine.py",
+        "            _mark(state, user)\n            _expire(",
+        "            _expire(",
+    ),
+    Mutant(
+        "one counted field makes all exact",
+        "tests/cco/test_pipeline.py::test_a_row_that_was_counted_in_one_field_is_not_exact_in_all",
+        "cco/item_stage.py",
+        "whole = items[(fields & np.uint32(self._all >> 1)) == self._all >> 1]",
+        "whole = items",
+    ),
+    Mutant(
+        "the smallest change goes first",
+        "tests/cco/test_pipeline.py::test_the_largest_relative_change_goes_first",
+        "cco/item_stage.py",
+        "np.argpartition(-relative",
+        "np.argpartition(relative",
+    ),
+    Mutant(
+        "removal gives no block back",
+        "tests/cco/test_lists.py::test_an_arena_stays_within_what_its_lists_take",
+        "cco/lists.py",
+        "packed = live <= top // 2",
+        "packed = False",
+    ),
+    Mutant(
         "an edit applied twice counts twice",
         AGAIN,
         "cco/item_machine.py",
@@ -120,12 +148,13 @@ def _copy(to: Path) -> None:
         shutil.copytree(ROOT / package, to / package, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def _run(folder: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, tests: list[str], factor: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *tests]
     environment = {
         **os.environ,
         "NUMBA_DISABLE_JIT": "1",
         "HYPOTHESIS_PROFILE": "mutants",
+        "EXAMPLES_FACTOR": factor,
         "PYTHONPATH": str(folder),
         "PYTHONWARNINGS": "ignore::RuntimeWarning",  # numpy speaks of wrapping hashes when they are not compiled
     }
@@ -141,7 +170,7 @@ def test_the_proof_catches(mutant: Mutant, tmp_path: Path) -> None:
     text = source.read_text()
     assert text.count(mutant.old) == 1, f"{mutant.file} holds the text to mutate {text.count(mutant.old)} times"
     source.write_text(text.replace(mutant.old, mutant.new))
-    result = _run(tmp_path, [mutant.test])
+    result = _run(tmp_path, [mutant.test], "6")
     assert result.returncode == 1, f"{mutant.name} was not caught:\n{result.stdout[-3000:]}{result.stderr[-2000:]}"
     assert "1 failed" in result.stdout, result.stdout[-3000:]
 
@@ -149,5 +178,5 @@ def test_the_proof_catches(mutant: Mutant, tmp_path: Path) -> None:
 def test_control(tmp_path: Path) -> None:
     """Without a mutant all of them pass, run the same way."""
     _copy(tmp_path)
-    result = _run(tmp_path, sorted({mutant.test for mutant in MUTANTS}))
+    result = _run(tmp_path, sorted({mutant.test for mutant in MUTANTS}), "1")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
