@@ -173,6 +173,8 @@ def _ask_ahead(state: Any, kinds: Any, users: Any, items: Any, e: Any) -> None:
     heads, holders = state.primary.head.reshape(-1), state.holders.head.reshape(-1)
     prefetch(heads, np.uint64(users[far]) * np.uint64(2))
     prefetch(holders, np.uint64(items[far]) * np.uint64(2))
+    prefetch(state.user_fields, np.uint64(users[far]))
+    prefetch(state.user_changes, np.uint64(users[far]))
     if kinds[near] == 0:
         user, item = 2 * np.int64(users[near]), 2 * np.int64(items[near])
         start, n = np.uint64(heads[user]), np.uint64(heads[user + 1])
