@@ -10,17 +10,18 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from agents.state_errors import StateError, damaged
 from agents.state_store import ITEMS, USERS, NamesPart, StateStore, Words
-from cco.pipeline import Pipeline
 from cco.user_stage import DamagedStateError
 from cco.vocabulary import Vocabulary, VocabularyError
+from model_sync.metadata import MAX_PROPERTIES
 
 if TYPE_CHECKING:
     from agents.engine import Engine
@@ -29,6 +30,7 @@ Position = dict[str, Any] | None
 INTERVAL = 1.0  # seconds between the beginnings of two cuts
 BUDGET = 0.005  # seconds of packing in one step
 QUEUED = 16  # pieces that the writer may have before it; while they are that many, little is packed
+ITEMS_AT_ONCE = 1000  # restored
 FULL_BYTES, FULL_FACTOR, FULL_GENERATIONS = 64 << 20, 2, 1000  # when the next cut is a full one
 
 
@@ -54,10 +56,10 @@ class _Cut:
 
 
 class Checkpointer:
-    """Keeps the state of a pipeline durable in a store, which it closes at the end.
+    """Keeps the state of an engine durable in a store, which it closes at the end.
 
     Between two micro-batches call `step`; at the end `finish`, or leave the `with` block, which abandons
-    what is not committed. The pipeline must be what the store's state was restored into, unchanged since;
+    what is not committed. The engine must be what the store's state was restored into, unchanged since;
     with a new store any will do, for the first cut is a full one. Every method raises StateError when writing
     has failed, from the next step on.
     """
@@ -65,7 +67,7 @@ class Checkpointer:
     def __init__(
         self,
         store: StateStore,
-        pipeline: Pipeline,
+        engine: Engine,
         interval: float = INTERVAL,
         *,
         budget: float = BUDGET,
@@ -73,7 +75,7 @@ class Checkpointer:
         full_generations: int = FULL_GENERATIONS,
     ) -> None:
         self.report = CheckpointReport()
-        self._store, self._pipeline = store, pipeline
+        self._store, self._engine, self._pipeline = store, engine, engine.pipeline
         self._interval, self._budget = interval, budget
         self._full_bytes, self._full_generations = full_bytes, full_generations
         self._cut: _Cut | None = None
@@ -86,7 +88,9 @@ class Checkpointer:
         self._committed.set()
         self._failure: StateError | None = None
         self._abandoned = self._closed = False
-        for stage in pipeline.user_stages:  # a cut of nothing compiles, or loads, the kernels: not a pause later on
+        for (
+            stage
+        ) in self._pipeline.user_stages:  # a cut of nothing compiles, or loads, the kernels: not a pause later on
             stage.begin_cut()
             while stage.pack_some() is not None:
                 pass
@@ -139,7 +143,10 @@ class Checkpointer:
         users, items, stages = self._pipeline.users, self._pipeline.items, self._pipeline.user_stages
         commit = self._store.commit
         applied = [stage.applied for stage in stages]
-        if not everything and position == self._input and applied == [source[0] for source in commit.sources]:
+        anew = everything or not commit.generations
+        items_changed = self._engine.take_changed_items(anew)
+        as_before = position == self._input and applied == [source[0] for source in commit.sources]
+        if as_before and not everything and not items_changed:
             return
         full = everything or self._full_is_due()
         cut = _Cut(full, [stage.begin_cut(full) for stage in stages], len(users), len(items), position)
@@ -147,6 +154,8 @@ class Checkpointer:
         self._cut, self._packing, self._input = cut, deque(range(len(stages))), position
         for kind, names, known in ((USERS, users, commit.users), (ITEMS, items, commit.items)):
             self._waiting.append(self._names_writer(kind, names, 0 if full else known))
+        if items_changed or anew:
+            self._waiting.append(self._items_writer(items_changed, anew))
 
     def _full_is_due(self) -> bool:
         generations = self._store.commit.generations
@@ -157,6 +166,13 @@ class Checkpointer:
     def _names_writer(self, kind: int, names: Vocabulary, start: int) -> Callable[[], None]:
         data, offsets = names.bytes_, names.offsets  # views that stay as they are when more ids come
         return lambda: self._store.write_names(kind, start, data, offsets)
+
+    def _items_writer(self, positions: Collection[int], anew: bool) -> Callable[[], None]:
+        """Takes the metadata as it is when it is written, which may be later than the cut: see the store for why."""
+        items, index = self._engine.items, self._engine.index
+        return lambda: self._store.write_items(
+            ((name, index.properties(name)) for name in map(items.name, positions)), anew
+        )
 
     def _pack(self, deadline: float, wait: bool) -> None:
         """Pack users until the deadline, or until the writer has enough to do; then the commit.
@@ -232,7 +248,7 @@ class Checkpointer:
 
 
 def restore(store: StateStore, engine: Engine) -> None:
-    """Load a store's state into a new engine: vocabularies, user stages, then the item stages from them.
+    """Load a store's state into a new engine: vocabularies, user stages, the item stages from them, metadata.
 
     Raises StateError if the state is damaged.
     """
@@ -251,9 +267,22 @@ def restore(store: StateStore, engine: Engine) -> None:
             raise DamagedStateError("the number of names is not the one of the commit record")
         for stage, (applied, watermark) in zip(pipeline.user_stages, commit.sources, strict=True):
             stage.restored(applied, watermark)
+        _restore_items(engine, store.items())
     except (DamagedStateError, VocabularyError, LookupError, ValueError) as error:
         raise damaged(store.path, str(error)) from error
+    engine.take_changed_items()  # these are in the store
     engine.resync()
+
+
+def _restore_items(engine: Engine, found: Iterator[tuple[str, dict[str, Any] | None]]) -> None:
+    while part := list(islice(found, ITEMS_AT_ONCE)):
+        engine.delete_items(item for item, properties in part if properties is None)
+        rest = {item: list(properties.items()) for item, properties in part if properties is not None}
+        at = 0
+        while rest:  # an item may have become more, one by one, than an index takes at once
+            engine.index.update_items({item: dict(listed[at : at + MAX_PROPERTIES]) for item, listed in rest.items()})
+            at += MAX_PROPERTIES
+            rest = {item: listed for item, listed in rest.items() if len(listed) > at}
 
 
 def load(engine: Engine, path: Path) -> None:
@@ -267,4 +296,4 @@ def save(engine: Engine, path: Path) -> None:
 
     Such a state has no input position: it can be loaded, but `cco replay` cannot go on from it.
     """
-    Checkpointer(StateStore.open(path, engine.config), engine.pipeline).finish(lambda: None, everything=True)
+    Checkpointer(StateStore.open(path, engine.config), engine).finish(lambda: None, everything=True)

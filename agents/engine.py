@@ -11,62 +11,52 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from agents.questions import (
+    Contribution,
+    Recommendation,
+    Values,
+    history_of,
+    ids_of,
+    latest,
+    list_of,
+    rules_of,
+    table_of,
+    text_of,
+)
 from cco.config import Config
 from cco.event_data import EventBatch, ItemChange, Parsed, Rejection
 from cco.events import EventParser
 from cco.pipeline import Pipeline
 from cco.rows import Patches, Rows
 from cco.vocabulary import Vocabulary
-from model_sync.contract import Boost, Query, QueryError, Range, Rule, rules
+from model_sync.contract import MAX_IDS, Boost, Query, QueryError, Range
 from model_sync.memory import MemoryIndex
-from model_sync.metadata import Scalar
+from model_sync.metadata import change_problem
+
+__all__ = ["Contribution", "Counters", "Engine", "IngestReport", "Recommendation"]
 
 MICRO_BATCH = 65_536  # events applied between two looks at the rows that are due
 RECORDS_AT_ONCE = 8_192  # records parsed at a time
 LEAST_PUBLISH_SECONDS = 0.05  # spent on due rows after each micro-batch, however small that was
 PUBLISH_ITEMS = 256  # items counted between two looks at the clock
 MAX_BASKET = 1_000
-
-Values = Scalar | Iterable[Scalar]
+REJECTIONS_KEPT = 10_000  # of one call
+IDLE_SECONDS = 1.0  # without publishing, after which a question looks for rows that are too old
+REFRESH_SECONDS = 0.02  # that a question spends on them
 
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What became of the events handed in."""
+    """What became of the events handed in. `rejected` has the first REJECTIONS_KEPT of `rejected_count`."""
 
     accepted: int
     rejected: list[Rejection]
-
-
-@dataclass(frozen=True, slots=True)
-class Recommendation:
-    """An item, its score (0 for backfill) and what is known of it."""
-
-    item: str
-    score: float
-    properties: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """What one history item adds to the score of an item, and the counts behind its LLR.
-
-    `weight` is the published LLR; the counts are of users and of now: `k` have both items, `n_row` the
-    recommended one, `n_col` the history item under the indicator, out of `n`.
-    """
-
-    indicator: str
-    history_item: str
-    contribution: float
-    weight: float
-    k: int
-    n_row: int
-    n_col: int
-    n: int
+    rejected_count: int
 
 
 @dataclass(slots=True)
@@ -99,13 +89,16 @@ class Engine:
             raise ValueError(f"threads is {threads}: it must be 1 to 256")
         self.config = config or Config()
         self.users, self.items = Vocabulary(), Vocabulary()
-        self.parser = EventParser(self.config, self.users, self.items)
+        self.parser = EventParser(self.config, self.users, self.items, change_problem)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         map_chunks = self._pool.map if self._pool else map
         self.pipeline = Pipeline(self.config, self.users, self.items, item_partitions, map_chunks)
         self.index = MemoryIndex(self.config, self.items)
         self.counters = Counters()
+        self._changed_items: set[int] = set()  # positions; those that no checkpoint has taken yet
+        self._deleted_items: set[int] = set()
         self._clock = clock
+        self._published = clock()
 
     def __enter__(self) -> Self:
         return self
@@ -123,24 +116,24 @@ class Engine:
     # -- learning -----------------------------------------------------------------------------------
 
     def ingest(self, events: Iterable[Mapping[str, Any]] | EventBatch) -> IngestReport:
-        """Apply events (records as in the README, or parsed columns), then publish what they changed.
+        """Apply events (records as in the README, or parsed columns), then publish for a bounded time.
 
+        What changed most is published first, and the rest by later calls, by `publish_due` or by `drain`.
         Records that cannot be used are in the report, with their number from 1, and harm no other.
         """
         if isinstance(events, EventBatch):
             self._learn(events)
-            return IngestReport(len(events), [])
-        accepted, rejected, first = 0, [], 1
-        chunk: list[Mapping[str, Any]] = []
-        for event in events:
-            chunk.append(event)
-            if len(chunk) == RECORDS_AT_ONCE:
-                parsed = self.apply_parsed(self.parser.records(chunk, first))
-                accepted, first = accepted + len(parsed.batch), first + len(chunk)
-                rejected += parsed.rejections
-                chunk = []
-        parsed = self.apply_parsed(self.parser.records(chunk, first))
-        return IngestReport(accepted + len(parsed.batch), rejected + parsed.rejections)
+            return IngestReport(len(events), [], 0)
+        accepted = refused = 0
+        first = 1
+        rejected: list[Rejection] = []
+        records = iter(events)
+        while chunk := list(islice(records, RECORDS_AT_ONCE)):
+            parsed = self.apply_parsed(self.parser.records(chunk, first))
+            accepted, first = accepted + len(parsed.batch), first + len(chunk)
+            refused += len(parsed.rejections)
+            rejected += parsed.rejections[: REJECTIONS_KEPT - len(rejected)]
+        return IngestReport(accepted, rejected, refused)
 
     def apply_parsed(self, parsed: Parsed) -> Parsed:
         """Apply what a parser over this engine's vocabularies found; answers the same."""
@@ -160,14 +153,21 @@ class Engine:
 
     def _change_item(self, change: ItemChange) -> None:
         if change.kind == "delete":
-            self.index.delete_items([change.item_id])
+            self.delete_items([change.item_id])
         elif change.kind == "unset":
             self.index.unset({change.item_id: change.properties})
+            if self.index.properties(change.item_id) is not None:
+                self._items_changed([change.item_id], deleted=False)
         else:
             self.index.update_items({change.item_id: change.properties})
+            self._items_changed([change.item_id], deleted=False)
 
     def publish_due(self, seconds: float) -> None:
-        """Count and publish rows for about that long: too old ones first (all of them), then the most changed."""
+        """Count and publish rows for about that long: too old ones first (all of them), then the most changed.
+
+        `ingest` does it for every micro-batch. Where events may stop coming, let a timer call it, a few times in
+        `max_staleness`: no row is then out of date for longer.
+        """
         began = now = self._clock()
         while now - began < seconds:
             found = self.pipeline.publish(now, PUBLISH_ITEMS)
@@ -175,7 +175,23 @@ class Engine:
             if not self.pipeline.due():
                 break
             now = self._clock()
-        self.counters.worst_staleness = max(self.counters.worst_staleness, self.pipeline.staleness(self._clock()))
+        self._published = self._clock()
+        self.counters.worst_staleness = max(self.counters.worst_staleness, self.pipeline.staleness(self._published))
+
+    def _refresh_if_idle(self) -> None:
+        """For who asks when events have stopped coming: some of the rows that are older than `max_staleness`.
+
+        By few at a time, so that a question never waits for all of them.
+        """
+        began = now = self._clock()
+        if began - self._published < IDLE_SECONDS:
+            return
+        if self.pipeline.staleness(began) > self.config.max_staleness:
+            for stage in self.pipeline.item_stages:
+                while now - began < REFRESH_SECONDS and (patches := stage.refresh(now, PUBLISH_ITEMS)) is not None:
+                    self._apply([patches])
+                    now = self._clock()
+        self._published = now
 
     def drain(self) -> None:
         """Publish every row that is out of date: the index then equals a batch rebuild."""
@@ -198,10 +214,33 @@ class Engine:
     def put_items(self, items: Mapping[str, Mapping[str, object]]) -> None:
         """Set the properties of items, in place of those they had. Raises MetadataError on impossible ones."""
         self.index.put_items(items)
+        self._items_changed(items, deleted=False)
 
     def delete_items(self, ids: Iterable[str]) -> None:
         """Never recommend these again until they are put again."""
-        self.index.delete_items(ids)
+        gone = list(ids)
+        self.index.delete_items(gone)
+        self._items_changed(gone, deleted=True)
+
+    def _items_changed(self, ids: Iterable[str], deleted: bool) -> None:
+        positions = {i for i in map(self.items.index, ids) if i is not None}
+        self._changed_items |= positions
+        if deleted:
+            self._deleted_items |= positions
+        else:
+            self._deleted_items -= positions
+
+    def take_changed_items(self, everything: bool = False) -> Collection[int]:
+        """Positions of the items whose metadata has changed since the last call, or of all that have some or are
+        deleted: one of them without properties is deleted.
+        """
+        taken, self._changed_items = self._changed_items, set()
+        if not everything:
+            return taken
+        names = self.items.names(range(len(self.items)))
+        return [
+            i for i, name in enumerate(names) if i in self._deleted_items or self.index.properties(name) is not None
+        ]
 
     # -- asking -------------------------------------------------------------------------------------
 
@@ -225,22 +264,24 @@ class Engine:
         """The best items for a user, for who looks at an item, for a basket, for a given history, or for anyone.
 
         At most one of `user`, `item`, `items` and `history` (item ids per indicator). Items of the primary
-        history are left out while `exclude_seen`. The rest is as in `model_sync.contract.Query`; raises
-        QueryError with the offending part.
+        history are left out while `exclude_seen`; they do not count against the limit of `exclude_items`. The
+        rest is as in `model_sync.contract.Query`; raises QueryError with the offending part. When events have
+        stopped coming, up to 20 ms a second are spent here on rows that are older than `max_staleness`.
         """
-        asked = self.history_of(user, item, items, history)
-        seen = set(asked.get(self.config.primary, ())) if exclude_seen else set()
+        whole = self._whole_history(user, item, items, history)
+        seen = set(whole.get(self.config.primary, ())) if exclude_seen else set()
         query = Query(
-            history=asked,
-            weights=weights or {},
-            include=_rules(include),
-            exclude=_rules(exclude),
-            boost=tuple(boost),
-            ranges=tuple(ranges),
-            exclude_items=seen.union(exclude_items),
+            history=whole if user is None else latest(whole),
+            weights=table_of("weights", weights),
+            include=rules_of("include", include),
+            exclude=rules_of("exclude", exclude),
+            boost=tuple(list_of("boost", boost, Boost)),
+            ranges=tuple(list_of("ranges", ranges, Range)),
+            exclude_items=seen.union(ids_of("exclude_items", exclude_items, MAX_IDS)),
             num=num,
-            priors=priors or {},
+            priors=table_of("priors", priors),
         )
+        self._refresh_if_idle()
         return [Recommendation(hit.item, hit.score, hit.properties) for hit in self.index.search(query)]
 
     def history_of(
@@ -250,16 +291,29 @@ class Engine:
         items: Sequence[str] | None = None,
         history: Mapping[str, Sequence[str]] | None = None,
     ) -> dict[str, list[str]]:
-        """The item ids per indicator that a question is about; none for an unknown user."""
+        """The item ids per indicator that a question is about; none for an unknown user.
+
+        Of a user's own history the latest of each indicator, as `questions.latest` cuts it. Raises QueryError.
+        """
+        whole = self._whole_history(user, item, items, history)
+        return whole if user is None else latest(whole)
+
+    def _whole_history(
+        self,
+        user: str | None,
+        item: str | None,
+        items: Sequence[str] | None,
+        history: Mapping[str, Sequence[str]] | None,
+    ) -> dict[str, list[str]]:
         if sum(given is not None for given in (user, item, items, history)) > 1:
             raise QueryError("user, item, items, history", "more than one is given; they exclude each other")
         if history is not None:
-            return {name: list(ids) for name, ids in history.items()}
-        if items is not None and len(items) > MAX_BASKET:
-            raise QueryError("items", f"{len(items)} items; at most {MAX_BASKET} are possible")
-        if item is not None or items is not None:
-            return {self.config.primary: [item] if item is not None else list(items or ())}
-        index = None if user is None else self.users.index(user)
+            return history_of(history)
+        if items is not None:
+            return {self.config.primary: ids_of("items", items, MAX_BASKET)}
+        if item is not None:
+            return {self.config.primary: [text_of("item", item)]}
+        index = None if user is None else self.users.index(text_of("user", user))
         if index is None:
             return {}
         found = self.pipeline.history(index)
@@ -274,7 +328,9 @@ class Engine:
     ) -> list[Contribution]:
         """Why `item` scores as it does for a user, a basket or a history: largest contribution first."""
         asked = self.history_of(user, None, items, history)
-        hits = self.index.search(Query(history=asked, candidates=[item], num=1, explain=True, backfill=None))
+        hits = self.index.search(
+            Query(history=asked, candidates=[text_of("item", item)], num=1, explain=True, backfill=None)
+        )
         found = []
         for part in hits[0].contributions if hits else ():
             row, column = self.items.index(item), self.items.index(part.feature)
@@ -295,7 +351,8 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Sizes, counts and totals, for people and for machines."""
-        sizes = {**self.pipeline.nbytes(), **{f"index {part}": n for part, n in self.index.sizes().items()}}
+        sizes = {"users' names": self.users.nbytes(), "items' names": self.items.nbytes(), **self.pipeline.nbytes()}
+        sizes |= {f"index {part}": n for part, n in self.index.sizes().items()}
         return {
             "events_accepted": self.counters.accepted,
             "events_rejected": self.counters.rejected,
@@ -322,14 +379,15 @@ class Engine:
 
     @classmethod
     def load(cls, directory: str | Path, config: Config | None = None, **options: Any) -> Engine:
-        """An engine with the state of a directory, every row published. Raises StateError."""
-        from agents.checkpoint import load
+        """An engine with the state of a directory, every row published. Raises StateError.
 
-        engine = cls(config, **options)
+        Without a configuration it has the one that the state was last written with; one that is given must
+        agree with that in all that decides what is retained, and counts in everything else.
+        """
+        from agents.checkpoint import load
+        from agents.state_directory import stored_config
+
+        engine = cls(config or stored_config(Path(directory)), **options)
         load(engine, Path(directory))
         engine.drain()
         return engine
-
-
-def _rules(fields: Mapping[str, Values] | None) -> tuple[Rule, ...]:
-    return rules(fields) if fields else ()

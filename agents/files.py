@@ -42,24 +42,26 @@ def read_events(
     *,
     skip: int = 0,
     stdin: BinaryIO | None = None,
+    opened: BinaryIO | None = None,
 ) -> Iterator[Chunk]:
     """The events of all inputs in order, at most `chunk` records at a time; "-" is standard input.
 
     `skip` records, good and bad, of the whole input are passed over: give `Chunk.records` of the last
     chunk to go on after it. Raises InputError, one readable line, if an input cannot be read (all are
-    looked for before the first is read) or ends before `skip`.
+    looked for before the first is read) or ends before `skip`. A caller that must know which file it is reads
+    hands in the one input `opened` and closes it: its name may stand for another file by now, or for none.
     """
     names = [os.fspath(path) for path in paths]
     if names.count(STANDARD_INPUT) > 1:
         raise InputError("standard input can be read once only")
-    sizes = [size_of(name) for name in names]
+    sizes = [size_of(name) for name in names] if opened is None else [os.fstat(opened.fileno()).st_size]
     known = [size for size in sizes if size is not None]
     total = sum(known) if len(known) == len(sizes) else None
     before = records = 0
     for number, path in enumerate(names):
-        stream = Stream(path, stdin)
+        stream = Stream(path, stdin, opened)
         try:
-            reader = _Reader(path, stream, parser, chunk, max(0, skip - records))
+            reader = _Reader(path, stream, parser, chunk, max(0, skip - records), opened)
             for parsed in reader.parts():
                 yield Chunk(
                     parsed.batch,
@@ -82,8 +84,11 @@ def read_events(
 class _Reader:
     """The records of one file. `record` counts those read or skipped; `share` is read of it, if bytes do not say."""
 
-    def __init__(self, path: str, stream: Stream, parser: EventParser, chunk: int, skip: int) -> None:
+    def __init__(
+        self, path: str, stream: Stream, parser: EventParser, chunk: int, skip: int, opened: BinaryIO | None = None
+    ) -> None:
         self.path = path
+        self.opened = opened
         self.stream = stream
         self.parser = parser
         self.chunk = chunk
@@ -153,7 +158,7 @@ class _Reader:
     def _parquet(self) -> Iterator[Parsed]:
         if self.path == STANDARD_INPUT:
             raise InputError("standard input: Parquet is read from its end, so it must be a file")
-        source = ParquetEvents.open(self.path)
+        source = ParquetEvents.open(self.path, self.opened)
         self.record = min(self.skip, source.rows)
         for batch in source.batches(self.chunk, self.record):
             parsed = self.parser.columns(source.columns(batch, self.parser), self.record + 1)

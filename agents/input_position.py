@@ -3,7 +3,8 @@
 Going on is exact only if what was read is still what is there: each file's first 64 KiB are compared, files
 that were read to their end must not have grown (their new events would belong before those of the next
 file), compressed files and Parquet must be as large as they were, and the last plain file may have grown
-only after a complete line.
+only after a complete line. The name under which a file was read is for messages alone: a log that was
+rotated is the same file under its new name.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 from agents.state_errors import StateError
-from agents.streams import InputError, size_of
+from agents.streams import InputError, open_input, size_of
 
 HEAD = 64 << 10
 _MAGIC_FIXED = (b"\x1f\x8b", b"PAR1")  # gzip and Parquet: files that never grow
@@ -57,18 +58,32 @@ class InputPosition:
         """The converse of `to_json`."""
         return cls(**{**value, "files": [FilePosition(**file) for file in value["files"]]})
 
-    def begin(self, name: str) -> None:
-        """The next file is begun."""
-        self.files.append(replace(_with_head(FilePosition(name), HEAD), head=0, sha256=""))
+    def begun(self, name: str, stored: BinaryIO) -> InputPosition:
+        """The position with the next file begun, which is open as `stored`. Raises InputError."""
+        file = replace(_with_head(FilePosition(name), stored, HEAD), head=0, sha256="")
+        return replace(self, files=[*self.files, file])
 
-    def advance(self, records: int, bytes_read: int, at_end: bool) -> None:
-        """The present file is consumed up to `records`; `bytes_read` of it were looked at, all of them if `at_end`."""
+    def gone_on(self, name: str, stored: BinaryIO) -> InputPosition:
+        """The position with its last file, where it goes on, open as `stored` under its name of today.
+
+        Raises InputError if it is another one than `rest` saw.
+        """
+        file = self.files[-1]
+        if file.head and _with_head(file, stored, file.head).sha256 != file.sha256:
+            raise InputError(f"{name}: was replaced while it was opened: start again")
+        return replace(self, files=[*self.files[:-1], replace(file, name=name)])
+
+    def advanced(self, stored: BinaryIO, records: int, bytes_read: int, at_end: bool) -> InputPosition:
+        """The position with the present file, open as `stored`, consumed up to `records`.
+
+        `bytes_read` of it were looked at, all of them if `at_end`. Raises InputError.
+        """
         file = replace(self.files[-1], records=records, bytes=bytes_read)
         if file.head < min(HEAD, bytes_read):
-            file = _with_head(file, min(HEAD, bytes_read))
+            file = _with_head(file, stored, min(HEAD, bytes_read))
         if at_end and file.size is None and bytes_read:
-            file = replace(file, open_end=_byte(file.name, bytes_read - 1) != b"\n")
-        self.files[-1] = file
+            file = replace(file, open_end=_read_at(file.name, stored, bytes_read - 1, 1) != b"\n")
+        return replace(self, files=[*self.files[:-1], file])
 
     def rest(self, paths: Sequence[str], where: object) -> list[tuple[int, str, int]]:
         """(number, path, records to skip) of each input that may have more. Raises StateError if they are others.
@@ -96,7 +111,9 @@ class InputPosition:
 def _problem(file: FilePosition, path: str, finished: bool) -> str | None:
     """What speaks against going on with `path` where `file` stands, as the end of a sentence."""
     size = size_of(path) or 0
-    if size < file.bytes or (file.head and _with_head(FilePosition(path), file.head).sha256 != file.sha256):
+    with open_input(path) as stored:
+        same = not file.head or _with_head(FilePosition(path), stored, file.head).sha256 == file.sha256
+    if size < file.bytes or not same:
         return f"is not the file that was read before (then {file.name})"
     if file.size is not None:
         return None if size == file.size else "has changed: compressed files and Parquet are read once and never grow"
@@ -107,22 +124,17 @@ def _problem(file: FilePosition, path: str, finished: bool) -> str | None:
     return None
 
 
-def _with_head(file: FilePosition, head: int) -> FilePosition:
+def _with_head(file: FilePosition, stored: BinaryIO, head: int) -> FilePosition:
     """The file with a digest of its first `head` bytes, and its size if it must not grow."""
-    try:
-        with open(file.name, "rb") as stored:
-            data = stored.read(head)
-            fixed = data.startswith(_MAGIC_FIXED) or (file.size is not None)
-            size = os.fstat(stored.fileno()).st_size if fixed else None
-    except OSError as error:
-        raise InputError(f"{file.name}: {error.strerror}") from None
+    data = _read_at(file.name, stored, 0, head)
+    fixed = data.startswith(_MAGIC_FIXED) or file.size is not None
+    size = os.fstat(stored.fileno()).st_size if fixed else None
     return replace(file, head=len(data), sha256=hashlib.sha256(data).hexdigest(), size=size)
 
 
-def _byte(path: str, at: int) -> bytes:
+def _read_at(name: str, stored: BinaryIO, at: int, size: int) -> bytes:
+    """Bytes of an open file; who reads on in it is not disturbed."""
     try:
-        with open(path, "rb") as stored:
-            stored.seek(at)
-            return stored.read(1)
+        return os.pread(stored.fileno(), size, at)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        raise InputError(f"{name}: {error.strerror}") from None

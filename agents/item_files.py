@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from agents.csv_format import Header, split_records
-from agents.streams import InputError, Stream, read_lines, recognise, size_of
+from agents.streams import MAX_LINE, InputError, Stream, read_lines, recognise, size_of
 from cco.event_data import Rejection, shortened
 from cco.values import BadRecord, as_number
 from cco.vocabulary import id_problem
@@ -87,6 +87,8 @@ def _object(raw: bytes) -> dict[str, Any] | str:
 def _csv(stream: Stream) -> _Numbered:
     pieces = read_lines(stream, _CHUNK)
     start = next(pieces)
+    if 0 in start.overlong:
+        raise InputError(f"{stream.name}: the first line is longer than {MAX_LINE} bytes: is it CSV at all?")
     header = Header.parse(start.data[: start.data.index(b"\n")], stream.name)
     if not set(_ITEM) & set(header.names):
         raise InputError(f"{stream.name}: no column item; columns found: {', '.join(header.names)[:500]}")

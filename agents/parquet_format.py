@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,10 @@ class ParquetEvents:
     names: dict[str, str]  # column name of each key that is there
 
     @classmethod
-    def open(cls, path: str) -> ParquetEvents:
+    def open(cls, path: str, opened: BinaryIO | None = None) -> ParquetEvents:
+        """`path` names it in errors, and is read unless it is `opened` already."""
         try:
-            file = pa.parquet.ParquetFile(path)
+            file = pa.parquet.ParquetFile(opened or path)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from None
         names = list(file.schema_arrow.names)

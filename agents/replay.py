@@ -13,7 +13,7 @@ from agents.files import Chunk, read_events
 from agents.input_position import InputPosition
 from agents.state_errors import StateError
 from agents.state_store import StateStore
-from agents.streams import STANDARD_INPUT, InputError, size_of
+from agents.streams import STANDARD_INPUT, InputError, open_input, size_of
 from cco.event_data import Parsed
 
 CHUNK = 65_536  # records between two looks at the rows that are due
@@ -79,31 +79,22 @@ def _with_state(
     except BaseException:
         store.close()
         raise
-    with Checkpointer(store, engine.pipeline, every) as checkpoints:
-        try:
-            for number, path, skip in rest:
-                if number == len(position.files):
-                    position.begin(path)
-                before, bytes_before = position.records - position.files[number].records, sum(sizes[:number])
-                for part, at_end in _knowing_the_last(read_events([path], engine.parser, chunk, skip=skip)):
-                    engine.apply_parsed(Parsed(part.batch, part.rejections, part.item_changes))
-                    position.accepted += len(part.batch)
-                    position.rejected += len(part.rejections)
-                    position.item_changes += len(part.item_changes)
-                    position.advance(part.record, part.bytes_read, at_end)
-                    checkpoints.step(position.to_json, time.monotonic())
-                    tell(
-                        replace(
-                            part,
-                            file=number,
-                            records=before + part.record,
-                            bytes_read=bytes_before + part.bytes_read,
-                            bytes_total=sum(sizes),
-                        )
-                    )
-        except InputError:
-            checkpoints.finish(position.to_json)
-            raise
+    with Checkpointer(store, engine, every) as checkpoints:
+        reading = _with_positions(engine, position, rest, chunk)
+        while True:
+            try:
+                read = next(reading, None)
+            except InputError:  # of the reader: what came before was applied whole, and has its position
+                checkpoints.finish(position.to_json)
+                raise
+            if read is None:
+                break
+            part, after = read
+            engine.apply_parsed(Parsed(part.batch, part.rejections, part.item_changes))
+            position = after
+            checkpoints.step(position.to_json, time.monotonic())
+            bytes_read = sum(sizes[: part.file]) + part.bytes_read
+            tell(replace(part, records=position.records, bytes_read=bytes_read, bytes_total=sum(sizes)))
         checkpoints.finish(position.to_json)
     engine.drain()
     return ReplaySummary(
@@ -115,6 +106,26 @@ def _with_state(
         engine.pipeline.position,
         checkpoints.report,
     )
+
+
+def _with_positions(
+    engine: Engine, position: InputPosition, rest: Sequence[tuple[int, str, int]], chunk: int
+) -> Iterator[tuple[Chunk, InputPosition]]:
+    """Each chunk, and where the input stands after it: known before it is applied. Raises InputError."""
+    for number, path, skip in rest:
+        with open_input(path) as stored:  # positions are of the file that is read, whatever its name becomes
+            going_on = number < len(position.files)
+            position = position.gone_on(path, stored) if going_on else position.begun(path, stored)
+            chunks = read_events([path], engine.parser, chunk, skip=skip, opened=stored)
+            for part, at_end in _knowing_the_last(chunks):
+                after = position.advanced(stored, part.record, part.bytes_read, at_end)
+                position = replace(
+                    after,
+                    accepted=after.accepted + len(part.batch),
+                    rejected=after.rejected + len(part.rejections),
+                    item_changes=after.item_changes + len(part.item_changes),
+                )
+                yield replace(part, file=number), position
 
 
 def _rewindable(path: str) -> int:

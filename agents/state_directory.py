@@ -1,6 +1,7 @@
 """State directories: locking one, telling whose it is, and making a new one so that a crash leaves no half of it.
 
-DIR/state.json       whose directory this is: format, and the settings that decide what is retained
+DIR/state.json       whose directory this is: format, the configuration, and those of its settings that decide
+                     what is retained
 DIR/state.json.new   the same while the state is being created: nothing in it counts yet
 DIR/rocksdb          see `agents.state_store`
 """
@@ -13,11 +14,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from agents.state_errors import StateError, damaged, explained, setting_differences, settings_of
-from cco.config import Config
+from cco.config import Config, ConfigError, make_config
 
-MAGIC, FORMAT = "streaming-cco state", 1
+MAGIC, FORMAT = "streaming-cco state", 2
 DATABASE = "rocksdb"
 _META, _NEW_META = "state.json", "state.json.new"
 
@@ -52,19 +54,39 @@ def create_if_new(path: Path, config: Config, fill: Callable[[Path], None]) -> N
     found = {entry.name for entry in path.iterdir()}
     if not _is_new(found):
         return
-    meta = {"magic": MAGIC, "format": FORMAT, "epoch": config.epoch, "settings": settings_of(config)}
     with explained(path, "creating the state"):
-        with (path / _NEW_META).open("w", encoding="utf-8") as file:
-            json.dump(meta, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(path)
+        _write_new_meta(path, config)
         if DATABASE in found:
             shutil.rmtree(path / DATABASE)
         fill(path / DATABASE)
         _sync_folder(path / DATABASE)
         os.replace(path / _NEW_META, path / _META)
         _sync_folder(path)
+
+
+def keep_config(path: Path, config: Config) -> None:
+    """Make a configuration that fits the state the one that it is asked with from now on."""
+    stored = stored_config(path)
+    if stored is None or stored.model_dump() != config.model_dump():  # == would compare the cached arrays, too
+        with explained(path, "writing the configuration"):
+            _write_new_meta(path, config)
+            os.replace(path / _NEW_META, path / _META)
+            _sync_folder(path)
+
+
+def _write_new_meta(path: Path, config: Config) -> None:
+    meta = {
+        "magic": MAGIC,
+        "format": FORMAT,
+        "epoch": config.epoch,
+        "settings": settings_of(config),
+        "config": config.model_dump(mode="json"),
+    }
+    with (path / _NEW_META).open("w", encoding="utf-8") as file:
+        json.dump(meta, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path)
 
 
 def _is_new(found: set[str]) -> bool:
@@ -80,8 +102,32 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def stored_config(path: Path) -> Config | None:
+    """The configuration that a state was last written with; None where there is no state. Raises StateError.
+
+    Needs no lock: the file is replaced as a whole.
+    """
+    if not os.path.exists(path / _META):  # False too where it may not be looked at: locking says why
+        return None
+    try:
+        return make_config(_read_meta(path)["config"])
+    except (ConfigError, LookupError, TypeError, ValueError) as error:
+        raise damaged(path, f"the configuration in {_META} cannot be used ({error})") from None
+
+
 def check(path: Path, config: Config) -> None:
     """Raise StateError unless the directory is a state of this format and configuration."""
+    meta = _read_meta(path)
+    if meta.get("epoch") != config.epoch:
+        differences = setting_differences(meta.get("settings"), settings_of(config))
+        raise StateError(
+            f"{path}: the state was made with another configuration ({differences}): use that one, or replay into a"
+            " new directory"
+        )
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """What a directory says of itself. Raises StateError unless it is a state of this format."""
     foreign = f"{path}: holds something else than a state; name a directory that is empty or does not exist"
     try:
         meta = json.loads((path / _META).read_text(encoding="utf-8"))
@@ -98,9 +144,4 @@ def check(path: Path, config: Config) -> None:
             f"{path}: the state has format {meta.get('format')}, this version reads {FORMAT}: use the version that"
             " wrote it, or replay into a new directory"
         )
-    if meta.get("epoch") != config.epoch:
-        differences = setting_differences(meta.get("settings"), settings_of(config))
-        raise StateError(
-            f"{path}: the state was made with another configuration ({differences}): use that one, or replay into a"
-            " new directory"
-        )
+    return meta

@@ -39,15 +39,10 @@ class InputError(Exception):
 class Stream:
     """The bytes of one input, decompressed, with a look ahead at its start. Raises InputError on any failure."""
 
-    def __init__(self, path: str, stdin: BinaryIO | None = None) -> None:
+    def __init__(self, path: str, stdin: BinaryIO | None = None, opened: BinaryIO | None = None) -> None:
         self.name = "standard input" if path == STANDARD_INPUT else path
-        try:
-            self._raw: BinaryIO = (
-                (stdin or sys.stdin.buffer) if path == STANDARD_INPUT else open(path, "rb")  # noqa: SIM115  # `close`
-            )
-        except OSError as error:
-            raise InputError(f"{self.name}: {error.strerror}") from None
-        self._owned = path != STANDARD_INPUT
+        self._owned = path != STANDARD_INPUT and opened is None
+        self._raw = opened or (open_input(path) if self._owned else stdin or sys.stdin.buffer)
         self._counted = _Counted(self._raw)
         self._unpacked: gzip.GzipFile | _Counted = self._counted
         self._head = b""
@@ -101,7 +96,7 @@ class Stream:
         return b"".join(parts)
 
     def close(self) -> None:
-        """Close the file; standard input stays open."""
+        """Close the file; standard input, and what the caller opened, stay open."""
         if self._owned:
             self._raw.close()
 
@@ -126,6 +121,14 @@ class _Counted:
         return data
 
     read1 = read
+
+
+def open_input(path: str) -> BinaryIO:
+    """A file to be read. Raises InputError."""
+    try:
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def size_of(path: str) -> int | None:

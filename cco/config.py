@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from cco.config_errors import ConfigError, explain
+from cco.config_errors import ConfigError, dotted, explain
 from cco.vocabulary import id_problem
 
 __all__ = [
@@ -74,7 +74,9 @@ class Indicator(_Frozen):
     min_llr: float = Field(
         default=0.0, strict=True, ge=0, allow_inf_nan=False, description="a finite number, 0 or more"
     )
-    weight: float = Field(default=1.0, strict=True, gt=0, allow_inf_nan=False, description="a finite number above 0")
+    weight: float = Field(
+        default=1.0, strict=True, ge=1e-6, le=1e6, allow_inf_nan=False, description="a number from 1e-6 to 1e6"
+    )
 
 
 class Retention(_Frozen):
@@ -137,7 +139,7 @@ class Config(_Frozen):
             yield f"indicators: {len(self.indicators)} of them; at most {MAX_INDICATORS} are possible"
         for name, indicator in self.indicators.items():
             if _NAME.fullmatch(name) is None:
-                yield f"indicators.{name}: a name is a letter and up to 63 letters, digits, _ or -"
+                yield f"{dotted('indicators', name)}: a name is a letter and up to 63 letters, digits, _ or -"
             if name == "priors":
                 yield 'indicators.priors: the name "priors" is taken by the priors of the model; choose another'
             yield from _indicator_problems(name, indicator)
@@ -202,7 +204,7 @@ class Config(_Frozen):
 
 
 def _indicator_problems(name: str, indicator: Indicator) -> Iterator[str]:
-    where = f"indicators.{name}"
+    where = dotted("indicators", name)
     if not indicator.events:
         yield f"{where}.events: is empty; name at least one event type, or leave the key out for [{name!r}]"
     for key, events in (("events", indicator.events), ("removed_by", indicator.removed_by)):

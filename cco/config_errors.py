@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
@@ -10,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 SHOWN = 60
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class ConfigError(ValueError):
@@ -22,6 +25,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f' (did you mean "{found[0]}"?)' if found else ""
 
 
+def dotted(*keys: str) -> str:
+    """A path of keys as TOML writes it: those that are not bare in quotes."""
+    return ".".join(key if _BARE.fullmatch(key) else json.dumps(key, ensure_ascii=False) for key in keys)
+
+
 def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     """One line for each thing that is wrong: key path, what is wrong, the nearest known key, what is allowed."""
     seen: set[str] = set()  # a key of several possible types fails once for each of them
@@ -29,18 +37,20 @@ def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
         path, owner, field = _resolve([str(part) for part in problem["loc"]], model)
         if problem["type"] == "extra_forbidden" and owner is not None:
             key = path[-1]
-            line = f"{'.'.join(path)}: unknown key{nearest(key, owner.model_fields)}"
+            line = f"{dotted(*path)}: unknown key{nearest(key, owner.model_fields)}"
             line += f"; known here: {', '.join(owner.model_fields)}"
         elif problem["type"] == "value_error":  # a contradiction, already in words
             inner = str(problem["ctx"]["error"]) if "ctx" in problem else problem["msg"]
-            prefix = ".".join(path)
+            prefix = dotted(*path)
             for text in inner.split("\n"):
                 yield f"{prefix}.{text}" if prefix else text
             continue
         else:
-            line = f"{'.'.join(path)}: {_shown(problem['input'])} is not allowed"
+            line = f"{dotted(*path)}: {_shown(problem['input'])} is not allowed"
             if field is not None:
                 line += nearest_literal(problem["input"], field) + f"; allowed: {field.description}"
+            elif problem["type"] in ("model_type", "dict_type"):
+                line += f"; allowed: a table [{dotted(*path)}]"
             else:
                 line += f": {problem['msg']}"
         if line not in seen:

@@ -97,13 +97,21 @@ class EventParser:
 
     `log_time` of its methods is the epoch second at which a record was written to its log, one for all
     or one for each: times more than a day ahead of it are refused, and missing times become it (0 without).
+    `item_problem` says what is wrong with a change of an item, None if nothing: such a record is refused.
     """
 
-    def __init__(self, config: Config, users: Vocabulary, items: Vocabulary) -> None:
+    def __init__(
+        self,
+        config: Config,
+        users: Vocabulary,
+        items: Vocabulary,
+        item_problem: Callable[[ItemChange], str | None] = lambda change: None,
+    ) -> None:
         self.config = config
         self.users = users
         self.items = items
         self._rules = FieldRules.of(config)
+        self._item_problem = item_problem
         self._decoder = _DECODERS[0]  # the one that fitted last: files are mostly of one shape
 
     def lines(self, data: bytes, first: int = 1, log_time: LogTime = None) -> Parsed:
@@ -169,6 +177,9 @@ class EventParser:
                 if raw is BLANK:
                     continue
                 found = self._rules.accept(raw, _at(log_time, k))
+                problem = self._item_problem(found) if isinstance(found, ItemChange) else None
+                if problem is not None:
+                    raise BadRecord(problem)
             except BadRecord as error:
                 rejections.append(Rejection(first + k, str(error), shortened(columns.text(k))))
                 continue

@@ -20,6 +20,7 @@ from cco.rows import Rows
 from cco.vocabulary import Vocabulary
 
 _CHUNK_ITEMS = 1 << 12
+_MAX_WEIGHT = float(np.finfo(np.float32).max)
 _SHOWN = 5  # differing rows that a message names
 
 _Id = Annotated[str, msgspec.Meta(min_length=1)]
@@ -128,7 +129,7 @@ def decode(lines: Iterable[bytes | str]) -> Decoded:
     """The rows of a file by item, given its lines.
 
     Raises ModelFileError, naming the line, where one is no row, an item comes twice or is out of order,
-    entries are out of order, or a feature comes twice.
+    entries are out of order, or a feature comes twice, or a weight or prior is no number that a weight can be.
     """
     decoder = msgspec.json.Decoder(Row)
     found: Decoded = {}
@@ -145,6 +146,8 @@ def decode(lines: Iterable[bytes | str]) -> Decoded:
             raise ModelFileError(f"line {number}: the item {row.item[:40]!r} is out of order: sort by UTF-8 bytes")
         for name, entries in row.indicators.items():
             _check_entries(entries, f"line {number}: {name[:40]!r} of item {row.item[:40]!r}")
+        for name, value in row.priors.items():
+            _check_number(value, f"line {number}: the prior {name[:40]!r} of item {row.item[:40]!r}")
         previous = item
         found[row.item] = row
     return found
@@ -155,9 +158,16 @@ def _check_entries(entries: list[tuple[str, float]], where: str) -> None:
         raise ModelFileError(f"{where} is empty: leave it out")
     if len({feature for feature, _ in entries}) < len(entries):
         raise ModelFileError(f"{where} has a feature twice")
+    for feature, weight in entries:
+        _check_number(weight, f"{where}, {feature[:40]!r}")
     for (feature, weight), (after, lower) in pairwise(entries):
         if weight < lower or (weight == lower and feature.encode() > after.encode()):
             raise ModelFileError(f"{where} is out of order at {after[:40]!r}: sort by weight descending, then id")
+
+
+def _check_number(value: float, where: str) -> None:
+    if not 0 < value <= _MAX_WEIGHT:  # NaN too
+        raise ModelFileError(f"{where}, has {value!r}: a number above 0 and at most {_MAX_WEIGHT:.3g} is possible")
 
 
 def difference(a: Decoded, b: Decoded) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TypeVar
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from cco.hashing import fnv_hashes, kafka_partitions
 
 LIMIT = 2**31 - 2
+_POSITION_BYTES = sys.getsizeof(1 << 20)  # of an int in the index
 MAX_ID_BYTES = 512
 MAX_PARTITIONS = 2**16 - 1
 
@@ -66,6 +68,7 @@ class Vocabulary:
         self._index = _Index(limit)
         self._size = 0  # bytes in the arena
         self._known = 0  # ids in the arena and the arrays
+        self._texts = 0  # bytes of these ids as Python's text
         self._arena = np.empty(1 << 10, np.uint8)
         self._offsets = np.zeros(1 << 6, np.int64)
         self._hashes = np.empty(1 << 6, np.uint64)
@@ -160,12 +163,22 @@ class Vocabulary:
         vocabulary.extend(data, offsets)
         return vocabulary
 
+    def nbytes(self) -> int:
+        """Bytes that the ids take: their text as UTF-8 and as Python's, index, hashes, partitions; unused room too."""
+        self._catch_up()
+        arrays = self._arena.nbytes + self._offsets.nbytes + self._hashes.nbytes
+        arrays += sum(partitions.nbytes for partitions in self._partitions.values())
+        index = sys.getsizeof(self._index) + sys.getsizeof(self._index.names) + _POSITION_BYTES * self._known
+        return arrays + index + self._texts
+
     def _catch_up(self) -> None:
         """Bring arena, offsets and hashes up to the ids interned since the last time."""
         count = len(self._index.names)
         if self._known == count:
             return
-        encoded = [name.encode() for name in self._index.names[self._known :]]
+        names = self._index.names[self._known :]
+        self._texts += sum(map(sys.getsizeof, names))
+        encoded = [name.encode() for name in names]
         data = b"".join(encoded)
         size = self._size + len(data)
         self._arena = _grown(self._arena, self._size, size)

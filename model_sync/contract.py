@@ -55,7 +55,8 @@ from model_sync.metadata import Properties, Scalar, moment, scalar_problem, show
 MAX_NUM = 1_000
 MAX_OFFSET = 10_000
 MAX_HISTORY = 10_000  # items of the history, all indicators together
-MAX_IDS = 10_000  # of exclude_items, and of candidates
+MAX_IDS = 10_000  # of candidates
+MAX_EXCLUDED = MAX_IDS + MAX_HISTORY  # of exclude_items: as many as may be asked for, and a whole history
 MAX_RULES = 64  # include, exclude, boost and ranges together
 MAX_VALUES = 1_000  # of one rule
 MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6
@@ -229,7 +230,7 @@ def check_query(query: Query, config: Config) -> None:
     if query.backfill not in (None, "auto"):
         _known("backfill", query.backfill, "prior", config.prior_names)
     _check_rules(query)
-    _ids("exclude_items", query.exclude_items, MAX_IDS)
+    _ids("exclude_items", query.exclude_items, MAX_EXCLUDED)
     if query.candidates is not None:
         _ids("candidates", query.candidates, MAX_IDS)
     if query.fields is not None:
@@ -251,18 +252,20 @@ def _check_history(query: Query, config: Config) -> None:
 
 
 def _check_rules(query: Query) -> None:
-    parts: tuple[tuple[str, tuple[Rule | Boost | Range, ...]], ...] = (
-        ("include", query.include),
-        ("exclude", query.exclude),
-        ("boost", query.boost),
-        ("ranges", query.ranges),
+    parts: tuple[tuple[str, type, tuple[Rule | Boost | Range, ...]], ...] = (
+        ("include", Rule, query.include),
+        ("exclude", Rule, query.exclude),
+        ("boost", Boost, query.boost),
+        ("ranges", Range, query.ranges),
     )
-    total = sum(len(given) for _, given in parts)
+    total = sum(len(given) for _, _, given in parts)
     if total > MAX_RULES:
         raise QueryError("include, exclude, boost and ranges", f"{total} rules; at most {MAX_RULES} are possible")
-    for part, given in parts:
+    for part, kind, given in parts:
         for k, rule in enumerate(given):
             path = f"{part}[{k}]"
+            if not isinstance(rule, kind):
+                raise QueryError(path, f"{shown(rule)} is not a {kind.__name__}")
             if not isinstance(rule.field, str) or not rule.field:
                 raise QueryError(f"{path}.field", f"{shown(rule.field)} is not the name of a property")
             if isinstance(rule, Range):
@@ -275,7 +278,9 @@ def _check_rules(query: Query) -> None:
                 raise QueryError(f"{path}.match", f'{rule.match!r} is not possible; "any" and "all" are')
 
 
-def _check_values(path: str, values: Sequence[object]) -> None:
+def _check_values(path: str, values: object) -> None:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise QueryError(path, f"{shown(values)} is not possible; give a list")
     if not 1 <= len(values) <= MAX_VALUES:
         raise QueryError(path, f"{len(values)} values; 1 to {MAX_VALUES} are possible")
     for k, value in enumerate(values):

@@ -15,6 +15,7 @@ from typing import Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from cco.event_data import ItemChange
 from cco.vocabulary import id_problem
 
 Scalar = str | int | float | bool
@@ -103,6 +104,17 @@ def checked_properties(item: str, given: Mapping[str, object]) -> dict[str, Scal
                 raise MetadataError(f"{where}: {shown(element)} {problem}")
         checked[name] = list(value) if isinstance(value, list | tuple) else cast(Scalar | None, value)
     return checked
+
+
+def change_problem(change: ItemChange) -> str | None:
+    """What keeps a change of an item's metadata from being made, in a sentence; None if nothing does."""
+    try:
+        item = checked_id(change.item_id)
+        if change.kind == "set":
+            checked_properties(item, change.properties)
+    except MetadataError as error:
+        return str(error)
+    return None
 
 
 def _elements(value: Scalar | list[Scalar] | None) -> Sequence[Scalar]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,13 @@ WIDE = 140  # columns of tables where the output is no terminal: cut off nothing
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text; no progress bars.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="TOML file. Default: one indicator, purchase.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="TOML file. Default: the one that the state was last written with, else one indicator, purchase.",
+        show_default=False,
+    ),
 ]
 EventFiles = Annotated[
     list[str],
@@ -53,8 +60,9 @@ def warn(message: str) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON document on stdout. NaN and infinity, which JSON lacks, are an error."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """One JSON document on stdout, in ASCII unless that is UTF-8. NaN and infinity, which JSON lacks, are an error."""
+    unicode = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    print(json.dumps(value, ensure_ascii=not unicode, allow_nan=False))
 
 
 class Bar(Protocol):

@@ -15,6 +15,8 @@ from typing import TextIO
 
 from agents.cli.common import Bar, UsageProblem, warn
 from agents.files import Chunk, read_events
+from agents.state_directory import stored_config
+from agents.streams import STANDARD_INPUT
 from cco.config import Config, parse_config
 from cco.event_data import EventBatch, Rejection
 from cco.events import EventParser
@@ -23,10 +25,13 @@ SHOWN = 5  # rejected records that are shown; --dead-letters has all of them
 STANDARD_OUTPUT = "-"
 
 
-def load_config(path: Path | None) -> Config:
-    """The configuration in a file, or the default one. Raises ConfigError, OSError, UsageProblem."""
+def load_config(path: Path | None, state: Path | None = None) -> Config:
+    """The configuration in a file, or else the one that a state was last written with, or the default one.
+
+    Raises ConfigError, StateError, OSError, UsageProblem.
+    """
     if path is None:
-        return Config()
+        return (stored_config(state) if state is not None else None) or Config()
     try:
         return parse_config(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
@@ -73,7 +78,7 @@ class Intake:
     def _letters(self) -> contextlib.AbstractContextManager[TextIO | None]:
         if self.dead_letters is None:
             return contextlib.nullcontext()
-        return self.dead_letters.open("a" if self.appending else "w", encoding="utf-8")
+        return self.dead_letters.open("a" if self.appending else "w", encoding="utf-8", errors="backslashreplace")
 
     def _reject(self, rejections: Sequence[Rejection], letters: TextIO | None) -> None:
         self.rejected += len(rejections)
@@ -81,10 +86,10 @@ class Intake:
         if letters is not None:
             letters.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejections)
 
-    def conclude(self, resumed: int = 0) -> None:
+    def conclude(self, resumed: int = 0, rejected_before: int = 0) -> None:
         """Say on stderr what was rejected. Raises UsageProblem if there was nothing else, or with `strict`.
 
-        `resumed`: records that an earlier run had read.
+        `resumed`: records that earlier runs into the same state had read, `rejected_before`: and rejected.
         """
         for rejection in self.first:
             print(f"cco: {rejection.file}:{rejection.line}: {rejection.reason}: {rejection.record}", file=sys.stderr)
@@ -100,10 +105,20 @@ class Intake:
             )
         if self.rejected and self.strict:
             raise UsageProblem(f"{records} (--strict)")
+        if rejected_before and self.strict:
+            raise UsageProblem(f"{rejected_before:,} records were rejected in earlier runs into this state (--strict)")
         if self.rejected:
             warn(records)
         elif empty:
             warn("the input has no records")
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    """Whether two names stand for one file, which may not be there yet; devices and pipes keep nothing to lose."""
+    try:
+        return path.samefile(other) and path.is_file()
+    except (OSError, ValueError):
+        return os.path.realpath(path) == os.path.realpath(other)
 
 
 def write_model(path: str, pieces: Iterable[bytes]) -> int:
@@ -131,8 +146,28 @@ def write_model(path: str, pieces: Iterable[bytes]) -> int:
     return size
 
 
-def check_outputs(model: str | None, json_report: bool) -> None:
-    """Refuse what would mix two things on standard output, before anything long begins. Raises UsageProblem."""
+def check_outputs(
+    model: str | None,
+    json_report: bool,
+    dead_letters: Path | None,
+    events: Sequence[str],
+    config: Path | None,
+    state: Path | None = None,
+) -> None:
+    """Refuse what would mix two things on standard output, or overwrite what is read or kept, before anything begins.
+
+    Raises UsageProblem.
+    """
+    file = Path(model) if model is not None and model != STANDARD_OUTPUT else None
+    named = [(option, path) for option, path in (("--dead-letters", dead_letters), ("--model", file)) if path]
+    inputs = [("the input", Path(path)) for path in events if path != STANDARD_INPUT]
+    inputs += [("--config", config)] if config is not None else []
+    for k, (option, path) in enumerate(named):
+        for what, other in inputs + named[:k]:
+            if _same_file(path, other):
+                raise UsageProblem(f"{option} {path}: is the same file as {what} {other}, and would overwrite it")
+        if state is not None and path.resolve().is_relative_to(state.resolve()):
+            raise UsageProblem(f"{option} {path}: lies in the state directory {state}; name a file elsewhere")
     if model == STANDARD_OUTPUT and json_report:
         raise UsageProblem("--model - and --json both write to standard output: name a file for the model")
     if model not in (None, STANDARD_OUTPUT):

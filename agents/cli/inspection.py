@@ -145,7 +145,7 @@ def _state_report(path: Path, config: Path | None, num: int, quiet: bool) -> dic
     from agents.engine import Engine
 
     with progress("loading", quiet):
-        engine = Engine.load(path, load_config(config))
+        engine = Engine.load(path, load_config(config, path))
     with engine:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         heaviest = [{"item": engine.items.name(item), "users": users} for item, users in engine.pipeline.heaviest(num)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from agents.cli.common import (
     EventFiles,
     JsonFlag,
     Threads,
+    UsageProblem,
     peak_memory_bytes,
     print_json,
     progress,
@@ -58,8 +60,9 @@ def rebuild(
     from cco.events import EventParser
     from cco.model_file import encode
     from cco.vocabulary import Vocabulary
+    from model_sync.metadata import change_problem
 
-    check_outputs(model, json)
+    check_outputs(model, json, dead_letters, events, config)
     settings = load_config(config)
     users, items = Vocabulary(), Vocabulary()
     intake = Intake(strict, dead_letters)
@@ -67,7 +70,7 @@ def rebuild(
     with progress("reading", quiet=json) as bar:
 
         def batches() -> Iterator[EventBatch]:
-            yield from intake.read(events, EventParser(settings, users, items), bar)
+            yield from intake.read(events, EventParser(settings, users, items, change_problem), bar)
             bar(1, None, "computing the rows")
 
         computed = compute(settings, batches(), users, items, threads=threads)
@@ -99,6 +102,12 @@ def replay(
         Path | None,
         typer.Option("--state", "-s", metavar="DIR", help="Keep the state there; go on where it is, if it has begun."),
     ] = None,
+    checkpoint_every: Annotated[
+        float,
+        typer.Option(
+            "--checkpoint-every", metavar="SECONDS", min=0.01, max=3600, help="How often --state is written to."
+        ),
+    ] = 1.0,
     exact: Exact = False,
     item_partitions: Annotated[
         int,
@@ -117,8 +126,10 @@ def replay(
     from agents.replay import replay as stream
     from cco.model_file import encode
 
-    check_outputs(model, json)
-    settings = load_config(config)
+    check_outputs(model, json, dead_letters, events, config, state)
+    if math.isnan(checkpoint_every):  # passes every comparison with the limits
+        raise UsageProblem("--checkpoint-every nan: is not a number of seconds")
+    settings = load_config(config, state)
     intake = Intake(strict, dead_letters, appending=state is not None)
     begin = intake.ended = time.perf_counter()
     with (
@@ -126,8 +137,8 @@ def replay(
         progress("streaming", quiet=json) as bar,
     ):
         with intake.taking(bar) as take:
-            done = stream(engine, events, state=state, on_chunk=take)
-        intake.conclude(done.resumed)
+            done = stream(engine, events, state=state, every=checkpoint_every, on_chunk=take)
+        intake.conclude(done.resumed, done.rejected - intake.rejected)
         size = 0
         if model is not None:
             bar(1, None, "writing the model")
@@ -150,6 +161,7 @@ def _figures(engine: Engine, done: ReplaySummary) -> dict[str, Any]:
     figures = {
         "events": done.accepted,
         "rejected": done.rejected,
+        "applied": list(done.applied),
         "resumed_records": done.resumed,
         "users": stats["users"],
         "items": stats["items"],
@@ -168,6 +180,7 @@ def _figures(engine: Engine, done: ReplaySummary) -> dict[str, Any]:
 _LABELS = {
     "events": "events accepted",
     "rejected": "records rejected",
+    "applied": "applied, by source",
     "resumed_records": "records read before",
     "users_in_u": "users in U",
     "rows": "rows of the model",
@@ -195,6 +208,8 @@ def _show(report: dict[str, Any], model: str | None, json: bool) -> None:
             text = f"{size_text(value)}, {model}" if model else "not written (--model FILE writes it)"
         elif key.endswith("bytes"):
             text = size_text(value)
+        elif isinstance(value, list):
+            text = ", ".join(map(_number, value))
         elif isinstance(value, dict):
             text = ", ".join(f"{name.replace('_', ' ')} {_number(number)}" for name, number in value.items())
         else:

@@ -58,7 +58,7 @@ def _engine(
 
     if (state is None) == (not events):
         raise UsageProblem("name what to ask: either --state DIR or --events FILE")
-    settings = load_config(config)
+    settings = load_config(config, state)
     with progress("loading", quiet) as bar:
         if state is not None:
             engine = Engine.load(state, settings)
@@ -184,7 +184,7 @@ def recommend(
     with _engine(state, events, config, metadata, json) as engine:
         asked = engine.history_of(user, item, basket)
         strangers = _strangers(engine, user, asked)
-        hits = engine.recommend(history=asked, **options)
+        hits = engine.recommend(user, item, basket, **options)
         if strangers:
             warn(strangers)
         if json:

@@ -76,7 +76,7 @@ class Log:
         restore(store, engine)
         self.at = self.committed
         check_against_oracle(engine, self.log[: self.at])
-        with Checkpointer(store, engine.pipeline, 0.0, **options) as checkpoints:
+        with Checkpointer(store, engine, 0.0, **options) as checkpoints:
             for more, wait in steps:
                 feed(engine, self.log[self.at : self.at + more])
                 self.at = min(self.at + more, len(self.log))

@@ -181,6 +181,24 @@ def test_dead_letters_of_a_state_add_up(data: Path, tmp_path: Path, capsys: Capt
     assert [json.loads(line)["line"] for line in letters.read_text().splitlines()] == [1, 502]
 
 
+def test_a_state_is_asked_without_a_configuration(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    state = ["--state", tmp_path / "state"]
+    command = ["replay", data / "events.csv", *state, "--checkpoint-every"]
+    for wrong in ("0", "nan", "inf", "3601", "soon"):
+        code, _, err = run(capsys, *command, wrong)
+        assert code == 2 and "checkpoint-every" in err
+    assert report(capsys, *command, "0.01", "-c", data / "cco.toml")["applied"] == [3_000]
+    assert report(capsys, *command, "1")["resumed_records"] == 3_000
+    code, out, _ = run(capsys, *command, "1")
+    assert code == 0 and "applied, by source    3,000\n" in out
+    for asked in (["recommend", "--user", "u2"], ["explain", "i4", "--items", "i2"]):
+        plain = report(capsys, *asked, *state)
+        assert plain == report(capsys, *asked, *state, "-c", data / "cco.toml")
+        (tmp_path / "double.toml").write_text(CONFIG.replace("[indicators.view]", "weight = 2.0\n[indicators.view]"))
+        assert plain != report(capsys, *asked, *state, "-c", tmp_path / "double.toml")
+    assert report(capsys, "inspect", tmp_path / "state")["position"] == [3_000]
+
+
 def test_a_state_of_another_configuration(data: Path, tmp_path: Path, capsys: Capture) -> None:
     command = ["replay", data / "events.csv", "-c", data / "cco.toml", "--state", tmp_path / "state"]
     assert run(capsys, *command)[0] == 0

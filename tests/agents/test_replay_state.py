@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from agents.replay import replay
 from agents.state_errors import StateError
 from agents.state_store import StateStore
 from agents.streams import InputError
-from cco.config import Config
+from cco.config import Config, make_config
 from tests.agents.states import (
     model_of,
 )
@@ -105,3 +106,74 @@ def test_an_input_that_breaks_off_is_committed_as_far_as_it_goes(tmp_path: Path)
             readable += len(chunk.batch)
     with StateStore.open(state, Config(), read_only=True) as store:
         assert store.commit.sources[0][0] == readable > 100_000
+
+
+FORGETFUL = make_config({"primary": "buy", "indicators": {"buy": {"user_cap": 1, "removed_by": ["ret"]}}})
+
+
+def bought(*events: tuple[str, str]) -> str:
+    """Lines that do these things for six users, so that some keep the one item and some the other."""
+    return "".join(
+        f'{{"user_id":"u{u}","item_id":"{item}","event_type":"{kind}","timestamp":1000}}\n'
+        for u in range(6)
+        for kind, item in events
+    )
+
+
+FIRST, REST = bought(("buy", "X")), bought(("buy", "Y"), ("ret", "X"))
+
+
+def histories(paths: list[str], state: Path | None, on_chunk: Callable[[object], None] | None = None) -> list[object]:
+    """What the users have after a replay; applying an event twice would show, for X is refused but once."""
+    engine = Engine(FORGETFUL)
+    done = replay(engine, paths, state=state, on_chunk=on_chunk, chunk=4)
+    found = [engine.pipeline.history(index)["buy"] for index in range(len(engine.users))]
+    return [done.applied, [[engine.items.name(item) for item, _ in entries] for entries in found]]
+
+
+def test_a_log_that_was_renamed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    log, state = Path("a.jsonl"), tmp_path / "state"
+    log.write_text(FIRST)
+    histories([str(log)], state)
+    with log.open("a") as more:
+        more.write(REST)
+    log.rename("b.jsonl")
+    expected = histories(["b.jsonl"], None)
+    assert histories(["b.jsonl"], state) == expected
+    assert histories(["b.jsonl"], state) == expected
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert histories(["../b.jsonl"], state) == expected
+
+
+@pytest.mark.parametrize("at_record", [4, 8])
+def test_a_log_that_is_deleted_or_rotated_while_it_is_read(tmp_path: Path, at_record: int) -> None:
+    log, kept, state = tmp_path / "a.jsonl", tmp_path / "kept.jsonl", tmp_path / "state"
+    log.write_text(FIRST + REST)
+    os.link(log, kept)
+    expected = histories([str(log)], None)
+    passed = 0
+
+    def rotate(chunk: object) -> None:
+        nonlocal passed
+        passed += 4
+        if passed == at_record:
+            log.unlink()
+            if at_record == 8:
+                log.write_text("another log\n")
+
+    assert histories([str(log)], state, rotate) == expected
+    assert histories([str(kept)], state) == expected
+
+
+def test_a_failure_commits_only_what_has_its_position(tmp_path: Path) -> None:
+    """The second input cannot be opened: its name is gone by then. What the first one said is not applied twice."""
+    first, second, state = tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "state"
+    first.write_text(FIRST)
+    second.write_text(REST)
+    expected = histories([str(first), str(second)], None)
+    with pytest.raises(InputError, match="No such file"):
+        histories([str(first), str(second)], state, lambda chunk: second.unlink(missing_ok=True))
+    second.write_text(REST)
+    assert histories([str(first), str(second)], state) == expected

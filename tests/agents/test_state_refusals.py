@@ -87,8 +87,8 @@ def test_reading_where_no_state_is_says_so(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(state: Path) -> None:
     meta = json.loads((state / "state.json").read_text())
-    (state / "state.json").write_text(json.dumps({**meta, "format": 2}))
-    assert "the state has format 2, this version reads 1" in refusal(state)
+    (state / "state.json").write_text(json.dumps({**meta, "format": 1}))
+    assert "the state has format 1, this version reads 2" in refusal(state)
 
 
 def test_another_configuration_is_refused_with_what_differs(state: Path) -> None:
@@ -176,7 +176,7 @@ def test_whatever_part_of_the_last_writes_a_crash_leaves_is_a_commit(tmp_path: P
     """RocksDB's log cut off anywhere, as a loss of power does: the state is one of those committed before."""
     path, copy = tmp_path / "state", tmp_path / "copy"
     engine = Engine(CONFIG)
-    with Checkpointer(StateStore.open(path, CONFIG), engine.pipeline, 0.0) as checkpoints:
+    with Checkpointer(StateStore.open(path, CONFIG), engine, 0.0) as checkpoints:
         for at in range(100, 600, 100):
             feed(engine, LOG[at - 100 : at])
             checkpoints.step(lambda at=at: {"at": at}, 0.0)  # type: ignore[misc]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -109,3 +111,19 @@ def test_damage_is_seen() -> None:
             Vocabulary.restore(data, bounds)
     with pytest.raises(VocabularyError):
         Vocabulary.restore(b"", np.empty(0, np.int64))
+
+
+def test_the_bytes_are_those_that_are_taken() -> None:
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        vocabulary = Vocabulary()
+        assert vocabulary.nbytes() < 10_000
+        for k in range(0, 200_000, 10_000):
+            vocabulary.intern([f"user-{n}" if n % 3 else f"\u00fcser-{n}" for n in range(k, k + 10_000)])
+            vocabulary.partitions(4)
+        said = vocabulary.nbytes()
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.9 * taken < said < 1.1 * taken
