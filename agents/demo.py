@@ -38,11 +38,13 @@ NEW_CUSTOMER = "new-customer"
 NEXT_STEPS = """\
 Your own data: a CSV file with the columns user,item,event,timestamp (or JSON Lines, or Parquet; gzipped or not):
 
-  .venv/bin/cco replay events.csv --model model.jsonl           stream it, write the model
-  .venv/bin/cco rebuild events.csv --model batch.jsonl          the same in batch
-  .venv/bin/cco compare model.jsonl batch.jsonl                 not a byte differs
-  .venv/bin/cco recommend --events events.csv --user SOMEBODY   or --item X, or --items A,B,C
-  .venv/bin/cco --help                                          all the rest; README.md has the configuration
+  .venv/bin/cco replay events.csv --config cco.toml --state state --model model.jsonl    stream it, write the model
+  .venv/bin/cco rebuild events.csv --config cco.toml --model batch.jsonl                 the same in batch
+  .venv/bin/cco compare model.jsonl batch.jsonl                                          not a byte differs
+  .venv/bin/cco recommend --state state --user SOMEBODY                  or --item X, or --items A,B,C
+  .venv/bin/cco --help                                                   all the rest
+
+README.md has an example of cco.toml: without --config only events of the type "purchase" count.
 """
 
 
@@ -90,7 +92,9 @@ class Demo:
         self._title("A year in a supermarket, one purchase after the other")
         self._say(
             f"{len(data):,} purchases, {_day(data.times[0])} to {_day(data.times[-1])}. Each counts for up to three"
-            " indicators:\nbought at all (that is what will be recommended), at a discount, with a coupon.\n"
+            " indicators:\nbought at all (that is what will be recommended), at a discount, with a coupon. The latest"
+            f" {self._cap()} products\nof each household and indicator are kept. Rows wait to be counted together,"
+            f" for at most {self.config.max_staleness:.0f} s.\n"
         )
         begin = time.perf_counter()
         done, lines = 0, 0
@@ -104,14 +108,15 @@ class Demo:
                     lines = done * LINES // len(data)
                     show(done, begin)
         streamed = time.perf_counter() - begin
-        waiting = engine.pipeline.due()
+        waiting, published = engine.pipeline.due(), engine.counters.fields_published
         engine.drain()
         drained = time.perf_counter() - begin - streamed
         stats = engine.stats()
         self._say(
-            f"\nDone: {len(data) / streamed:,.0f} purchases a second, while {engine.counters.fields_published:,} rows"
-            f" were published;\nno row was ever out of date for more than"
-            f" {stats['worst_staleness_seconds']:.1f} s. The last {waiting:,} items due took {drained:.1f} s.\n"
+            f"\nDone: {len(data) / streamed:,.0f} purchases a second, while {published:,} rows were published;"
+            f" no row was out of\ndate for more than {stats['worst_staleness_seconds']:.1f} s. Draining published what"
+            f" still waited, {waiting:,} items, in {drained:.1f} s:\n{len(data) / (streamed + drained):,.0f} purchases"
+            " a second, all included.\n"
             f"Kept: {sum(stats['retained'].values()):,} interactions of {stats['members']:,} households with"
             f" {stats['items']:,} products, in {size_text(sum(stats['bytes'].values()))}, index included"
             f" (the process: {size_text(memory_bytes())})."
@@ -120,7 +125,7 @@ class Demo:
             "events": len(data),
             "seconds": round(streamed, 3),
             "drain_seconds": round(drained, 3),
-            "rows_published": engine.counters.fields_published,
+            "rows_published": published,
             "worst_staleness_seconds": round(stats["worst_staleness_seconds"], 3),
             "retained": stats["retained"],
             "state_bytes": stats["bytes"],
@@ -164,6 +169,9 @@ class Demo:
 
     def _households(self) -> list[dict[str, Any]]:
         self._title("Three households, what they would like, and why")
+        self._say(
+            "Nothing that a household bought that year is shown to it. Counts are of households, over what is kept.\n"
+        )
         return [self._household(taste, household) for taste, household in self._chosen()]
 
     def _chosen(self) -> list[tuple[str, str]]:
@@ -184,6 +192,14 @@ class Demo:
             chosen.append((taste, str(households[best])))
         return chosen
 
+    def _ever_bought(self, household: str) -> set[str]:
+        """Every product of the household, those that its cap has dropped included."""
+        mine = self.purchases.households == int(household)
+        return set(map(str, np.unique(self.purchases.products[mine]).tolist()))
+
+    def _cap(self) -> int:
+        return self.config.indicators[self.config.primary].user_cap
+
     def _household(self, taste: str, household: str) -> dict[str, Any]:
         history = self.engine.history_of(user=household)
         bought = history.get(self.config.primary, [])
@@ -191,14 +207,15 @@ class Demo:
         for product in bought[:5]:
             self._say(f"    {self._name(product)}")
         self._say("  would like:")
-        hits = self.engine.recommend(user=household, num=4)
+        hits = self.engine.recommend(user=household, num=4, exclude_items=self._ever_bought(household))
         for hit in hits:
-            self._say(f"    [green]{self._name(hit.item)}[/]  {hit.score:,.0f}")
+            self._say(f"    [green]{self._name(hit.item)}[/]  score {hit.score:,.0f}")
             for reason in self.engine.explain(hit.item, user=household)[:2]:
                 self._say(
-                    f"        [dim]they {HOW[reason.indicator]} {self._name(reason.history_item)}: {reason.k} of the"
-                    f" {reason.n_col:,} who did bought this too, as {reason.n_row:,} of all {reason.n:,} did"
-                    f" (LLR {reason.weight:.1f})[/]"
+                    f"        [dim]{HOW[reason.indicator]} {self._name(reason.history_item)}: this was bought by"
+                    f" {reason.k} of the {reason.n_col:,} who did that ({reason.k / reason.n_col:.0%}),\n"
+                    f"            and by {reason.n_row:,} of all {reason.n:,} ({reason.n_row / reason.n:.1%});"
+                    f" weight {reason.weight:.1f}[/]"
                 )
         self._say()
         return {"household": household, "bought": len(bought), "recommended": [hit.item for hit in hits]}

@@ -28,6 +28,7 @@ DEMO_CONFIG = {
         "coupon": {"events": ["purchase-coupon", "purchase-discount-coupon"]},
     },
     "retention": {"sampling": "recent"},
+    "max_staleness": "10s",
 }
 TYPE_NAMES = np.array(["purchase", "purchase-discount", "purchase-coupon", "purchase-discount-coupon"])
 

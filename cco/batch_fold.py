@@ -35,10 +35,16 @@ class Histories:
         return Histories(np.zeros((0, 2), np.uint32), nothing, nothing, np.zeros(partitions, np.uint32))
 
 
+MOST_RETAINED = 2**32 - 1  # starts of histories are uint32
+
+
 def fold(
     before: Histories, batches: Sequence[EventBatch], config: Config, users: Vocabulary, items: Vocabulary
 ) -> Histories:
-    """The histories after `batches`, in order, every one of them expired at its partition's watermark."""
+    """The histories after `batches`, in order, every one of them expired at its partition's watermark.
+
+    Raises OverflowError where more is retained than uint32 can address.
+    """
     rule = UserRule.of(config)
     windowed = rule.visitor_window >= 0
     n_users, stride = len(users), len(config.indicator_names)
@@ -64,6 +70,10 @@ def fold(
         (item, kind, time, mark, cursor), (old_head, before.items, before.times), (head, new_items, new_times),
         rule, Buffer.empty(config, len(items)), (users.hashes, items.hashes, of_user, watermarks),
     )  # fmt: skip
+    if used > MOST_RETAINED:
+        raise OverflowError(
+            f"{used} interactions are retained; at most {MOST_RETAINED} fit one rebuild: lower user_cap or set a window"
+        )
     return Histories(head, new_items[:used], new_times[:used], watermarks)
 
 

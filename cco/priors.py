@@ -2,7 +2,7 @@
 
 A duration is BUCKETS buckets, aligned to multiples of their width in epoch time; the newest is the one
 of the watermark. A bucket's slot in the ring is its number modulo BUCKETS. A width of 0 stands for all
-time, which the column counts of the primary know already.
+time, which the column counts of the primary know already: such a prior has no ring.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SHAPES = {
     "hot": [1] * 4 + [-2] * 4 + [1] * 4,  # second difference over thirds
 }
 
-Rings = npt.NDArray[np.int32]  # (priors, items, BUCKETS)
+Rings = npt.NDArray[np.int32]  # (priors with a width, items, BUCKETS)
 
 
 def widths(config: Config) -> npt.NDArray[np.int64]:
@@ -35,6 +35,11 @@ def shapes(config: Config) -> npt.NDArray[np.int32]:
     return np.array([_SHAPES.get(name, [1] * BUCKETS) for name in config.prior_names], np.int32).reshape(-1, BUCKETS)
 
 
+def no_rings(of_widths: npt.NDArray[np.int64]) -> Rings:
+    """Rings for no items yet."""
+    return np.zeros((int(np.count_nonzero(of_widths)), 0, BUCKETS), np.int32)
+
+
 def with_items(rings: Rings, items: int) -> Rings:
     """The same rings with room for `items` items."""
     new = np.zeros((rings.shape[0], items, BUCKETS), np.int32)
@@ -45,23 +50,26 @@ def with_items(rings: Rings, items: int) -> Rings:
 @inlined
 def count_in(rings: Any, of_widths: Any, watermark: Any, item: Any, time: Any, sign: Any) -> None:
     """A member's interaction of that time comes (+1) or goes (-1)."""
+    ring = 0
     for p in range(of_widths.size):
         if of_widths[p] > 0:
             bucket = np.int64(time) // of_widths[p]
             if watermark // of_widths[p] - bucket < BUCKETS:
-                rings[p, item, bucket % BUCKETS] += np.int32(sign)
+                rings[ring, item, bucket % BUCKETS] += np.int32(sign)
+            ring += 1
 
 
 @kernel
 def open_buckets(rings: Any, of_widths: Any, before: Any, watermark: Any) -> Any:
     """The watermark moves: slots that now stand for new buckets begin at zero. Returns whether there are any."""
-    moved = False
+    moved, ring = False, 0
     for p in range(of_widths.size):
         if of_widths[p] > 0:
             old, new = before // of_widths[p], watermark // of_widths[p]
             for bucket in range(max(old + 1, new - BUCKETS + 1), new + 1):
-                rings[p, :, bucket % BUCKETS] = 0
+                rings[ring, :, bucket % BUCKETS] = 0
                 moved = True
+            ring += 1
     return moved
 
 
@@ -75,14 +83,15 @@ def take_changed(
     """
     n = 0
     for k in range(items.size):
-        item = np.int64(items[k])
+        item, ring = np.int64(items[k]), 0
         for p in range(of_widths.size):
             value = np.int64(counts[item])
             if of_widths[p] > 0:
                 slot, value = watermark // of_widths[p] % BUCKETS, np.int64(0)
                 for age in range(BUCKETS):
-                    value += np.int64(of_shapes[p, age]) * rings[p, item, slot]
+                    value += np.int64(of_shapes[p, age]) * rings[ring, item, slot]
                     slot = slot - 1 if slot > 0 else BUCKETS - 1
+                ring += 1
             if value != sent[p, item]:
                 sent[p, item] = np.int32(value)
                 found[n, 0], found[n, 1], found[n, 2] = p, item, value

@@ -43,7 +43,7 @@ from cco.vocabulary import Vocabulary
 
 Words = npt.NDArray[np.uint32]
 
-SAVE_WORDS = 1 << 20  # of packed users handed out at a time: 4 MB
+SAVE_WORDS = 1 << 16  # of packed users handed out at a time: 256 KB
 
 
 class DamagedStateError(ValueError):

@@ -96,7 +96,7 @@ def make_state(rule: Rule) -> UserState:
         np.zeros((kinds, 0), np.int32),
         np.zeros((kinds + 1, 0), np.uint8),
         expiry.empty(0),
-        np.zeros((rule.widths.size, 0, priors.BUCKETS), np.int32),
+        priors.no_rings(rule.widths),
         np.empty((rows, 3), np.uint32),
         np.empty((max(EDIT_ROWS, 2 * int(rule.touched_a_step)), 2), np.uint32),
         np.empty(max(EDIT_ROWS, 2 * int(rule.words_a_user)), np.uint32),

@@ -69,7 +69,7 @@ MUTANTS = [
     Mutant(
         "visitors never expire", STATES, "cco/user_state.py", "np.int64(min(windows, default=NEVER))", "np.int64(NEVER)"
     ),
-    Mutant("old buckets stay in a prior", ROWS, "cco/priors.py", "rings[p, :, bucket % BUCKETS] = 0", "pass"),
+    Mutant("old buckets stay in a prior", ROWS, "cco/priors.py", "rings[ring, :, bucket % BUCKETS] = 0", "pass"),
     Mutant(
         "a cut without copy on write",
         CUTS,
