@@ -45,9 +45,8 @@ def _count(
         prefetch(heads, far * two)
         near = np.uint64(users_data[min(p + _AHEAD, final)]) * stride + offset
         ahead = np.uint64(heads[near * two])
-        prefetch(data, ahead)
-        prefetch(data, ahead + _LINE)
-        prefetch(data, ahead + _LINE + _LINE)
+        for line in range(ahead, ahead + np.uint64(heads[near * two + np.uint64(1)]), _LINE):
+            prefetch(data, line)
         at = (np.uint64(users_data[p]) * stride + offset) * two
         start = np.uint64(heads[at])
         for q in range(start, start + np.uint64(heads[at + np.uint64(1)])):
