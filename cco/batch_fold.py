@@ -127,8 +127,9 @@ def _fold_users(events, before, after, rule, buffer, ids):  # type: ignore[no-un
     for u in range(of_user.size):
         load(buffer, u, before, rule, user_hashes[u], item_hashes)
         while e < ends[u]:
+            mark = np.int64(event_mark[e]) if windowed else np.int64(0)  # without windows there are no marks
             if windowed:
-                drop_expired(buffer, rule, event_mark[e])
+                drop_expired(buffer, rule, mark)
             if event_kind[e] == DELETE_USER:
                 clear(buffer)
             else:
@@ -138,7 +139,7 @@ def _fold_users(events, before, after, rule, buffer, ids):  # type: ignore[no-un
                     event_kind[e],
                     event_item[e],
                     event_time[e],
-                    event_mark[e],
+                    mark,
                     user_hashes[u],
                     item_hashes,
                 )
