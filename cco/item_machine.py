@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cco import lists
-from cco.arrays import wider
+from cco.ahead import AHEAD, ask_for_edit
+from cco.arrays import longer, wider
 from cco.edits import ADD, ENTER, LEAVE
 from cco.retention import find
 from llr.jit import inlined, kernel
@@ -21,8 +22,6 @@ from llr.prefetch import prefetch
 
 DONE, PRIMARY_FULL, OTHERS_FULL, HOLDERS_FULL = 0, 1, 2, 3
 DUE_ITEMS, TOUCHED_USERS, CHANGES = range(3)  # registers
-
-_AHEAD = 8  # edits, users
 
 
 class ItemState(NamedTuple):
@@ -34,9 +33,8 @@ class ItemState(NamedTuple):
     due: npt.NDArray[np.uint32]  # (items,): bit t: field t is due
     touches: npt.NDArray[np.float32]  # (items,): changes since the item's row was last counted
     due_items: npt.NDArray[np.uint32]  # (items,): those with a due field, in order
-    user_fields: npt.NDArray[np.uint32]  # (users,): fields that this message changed for the user's items
-    user_changes: npt.NDArray[np.uint32]  # (users,)
-    touched_users: npt.NDArray[np.uint32]  # (users,)
+    user_touches: npt.NDArray[np.uint32]  # (users, 2): fields changed for the user's items, how many changes
+    touched_users: npt.NDArray[np.uint32]  # (users,): those with touches that are not spread yet
     registers: npt.NDArray[np.int64]  # (3,)
 
 
@@ -49,8 +47,7 @@ def make_state(indicators: int) -> ItemState:
         np.zeros(0, np.uint32),
         np.zeros(0, np.float32),
         np.zeros(0, np.uint32),
-        np.zeros(0, np.uint32),
-        np.zeros(0, np.uint32),
+        np.zeros((0, 2), np.uint32),
         np.zeros(0, np.uint32),
         np.zeros(3, np.int64),
     )
@@ -58,13 +55,12 @@ def make_state(indicators: int) -> ItemState:
 
 def with_ids(state: ItemState, users: int, items: int, indicators: int) -> ItemState:
     """The same state with room for that many users and items."""
-    if users > state.user_fields.size:
-        size = max(users, state.user_fields.size * 3 // 2, 1024)
+    if users > state.touched_users.size:
+        size = max(users, state.touched_users.size * 3 // 2, 1024)
         state = state._replace(
             primary=lists.with_keys(state.primary, size),
             others=lists.with_keys(state.others, max(size * (indicators - 1), 1)),
-            user_fields=wider(state.user_fields, size),
-            user_changes=wider(state.user_changes, size),
+            user_touches=longer(state.user_touches.reshape(-1), 2 * size).reshape(-1, 2),
             touched_users=wider(state.touched_users, size),
         )
     if items > state.due.size:
@@ -90,11 +86,11 @@ def make_due(state: Any, item: Any, fields: Any, changes: Any) -> None:
 
 @inlined
 def _touch_user(state: Any, user: Any, fields: Any) -> None:
-    if state.user_fields[user] == 0:
+    if state.user_touches[user, 0] == 0:
         state.touched_users[state.registers[TOUCHED_USERS]] = np.uint32(user)
         state.registers[TOUCHED_USERS] += 1
-    state.user_fields[user] |= np.uint32(fields)
-    state.user_changes[user] += np.uint32(1)
+    state.user_touches[user, 0] |= np.uint32(fields)
+    state.user_touches[user, 1] += np.uint32(1)
     state.registers[CHANGES] += 1
 
 
@@ -165,25 +161,6 @@ def _change_other(state: Any, indicators: Any, op: Any, user: Any, kind: Any, it
     _touch_user(state, user, 1 << kind)
 
 
-@inlined
-def _ask_ahead(state: Any, kinds: Any, users: Any, items: Any, e: Any) -> None:
-    """As in the user stage: what an edit needs is asked for some edits before."""
-    last = np.int64(users.size - 1)
-    far, near = min(e + 2 * _AHEAD, last), min(e + _AHEAD, last)
-    heads, holders = state.primary.head.reshape(-1), state.holders.head.reshape(-1)
-    prefetch(heads, np.uint64(users[far]) * np.uint64(2))
-    prefetch(holders, np.uint64(items[far]) * np.uint64(2))
-    prefetch(state.user_fields, np.uint64(users[far]))
-    prefetch(state.user_changes, np.uint64(users[far]))
-    if kinds[near] == 0:
-        user, item = 2 * np.int64(users[near]), 2 * np.int64(items[near])
-        start, n = np.uint64(heads[user]), np.uint64(heads[user + 1])
-        prefetch(state.primary.data, start)
-        prefetch(state.primary.data, start + n)
-        prefetch(state.primary.extra, start + n)
-        prefetch(state.holders.data, np.uint64(holders[item]) + np.uint64(holders[item + 1]))
-
-
 @kernel
 def apply_edits(
     state: Any, partitions: Any, own: Any, indicators: Any, ops: Any, kinds: Any, users: Any, items: Any, begin: Any
@@ -192,8 +169,10 @@ def apply_edits(
 
     `partitions` (items,) uint16 is the item partition of each item and `own` the one of this stage.
     """
+    heads, holders = state.primary.head.reshape(-1), state.holders.head.reshape(-1)
+    touched = state.user_touches.reshape(-1)
     for e in range(begin, ops.size):
-        _ask_ahead(state, kinds, users, items, e)
+        ask_for_edit(state, partitions, heads, holders, touched, kinds, users, items, e)
         op, kind, user, item = ops[e], np.int64(kinds[e]), np.int64(users[e]), np.int64(items[e])
         if op == ADD:
             if kind > 0:
@@ -217,14 +196,19 @@ def apply_edits(
 
 @kernel
 def spread_touches(state: Any, partitions: Any, own: Any) -> None:
-    """After a message: the rows of every item that a touched user has are due in the fields that changed."""
+    """The rows of every item that a touched user has are due in the fields that changed.
+
+    Asked for when due rows are looked at and not after every message: an event touches as many rows as its user
+    has items, so this would be half of the item stage's work. Nothing is lost by waiting: an item that
+    the user has lost meanwhile became due in all fields when it went.
+    """
     for k in range(state.registers[TOUCHED_USERS]):
-        ahead = np.int64(state.touched_users[min(k + _AHEAD, state.registers[TOUCHED_USERS] - 1)])
+        ahead = np.int64(state.touched_users[min(k + AHEAD, state.registers[TOUCHED_USERS] - 1)])
         prefetch(state.primary.data, np.uint64(state.primary.head[ahead, 0]))
         user = np.int64(state.touched_users[k])
-        fields, changes = np.int64(state.user_fields[user]), state.user_changes[user]
-        state.user_fields[user] = 0
-        state.user_changes[user] = 0
+        fields, changes = np.int64(state.user_touches[user, 0]), state.user_touches[user, 1]
+        state.user_touches[user, 0] = 0
+        state.user_touches[user, 1] = 0
         begin = np.int64(state.primary.head[user, 0])
         for slot in range(np.int64(state.primary.head[user, 1])):
             item = np.int64(state.primary.data[begin + slot])

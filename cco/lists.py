@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cco.arrays import longer, zeros
 from llr.jit import kernel
 
 ARENA_LIMIT = 2**32 - 2  # starts are uint32; the largest value ends a free chain
@@ -51,8 +52,8 @@ def empty(keys: int, arena: int, extras: bool) -> Lists:
     """Lists 0 to `keys` - 1, all empty."""
     return Lists(
         np.zeros((keys, 2), np.uint32),
-        np.empty(arena, np.uint32),
-        np.empty(arena if extras else 0, np.uint32),
+        zeros(arena, np.uint32),
+        zeros(arena if extras else 0, np.uint32),
         np.zeros(1, np.int64),
         _no_blocks(),
     )
@@ -63,13 +64,13 @@ def with_keys(lists: Lists, keys: int) -> Lists:
     have = lists.head.shape[0]
     if keys <= have:
         return lists
-    head = np.zeros((max(keys, have + have // 2, 1024), 2), np.uint32)
-    head[:have] = lists.head
-    return lists._replace(head=head)
+    longer_head = longer(lists.head.reshape(-1), 2 * max(keys, have + have // 2, 1024))
+    return lists._replace(head=longer_head.reshape(-1, 2))
 
 
 def grown(lists: Lists, need: int) -> Lists:
-    """The same lists with at least `need` unused slots: packed anew if that frees half the arena, else longer.
+    """The same lists with at least `need` unused slots: packed anew if that frees half the arena, else longer, and
+    in place if it is large.
 
     Blocks are split and never merged, so lists that shrink and grow again leave blocks that nobody fits
     into; packing keeps the arena within twice what the lists take, whatever happened before.
@@ -87,13 +88,12 @@ def grown(lists: Lists, need: int) -> Lists:
             f"an arena of {ARENA_LIMIT} entries is full: spread the users over more source partitions, "
             "or the items over more item partitions"
         )
-    data, extra = np.empty(size, np.uint32), np.empty(size if lists.extra.size else 0, np.uint32)
+    extras = size if lists.extra.size else 0
     if packed:
+        data, extra = zeros(size, np.uint32), zeros(extras, np.uint32)
         _pack(lists, data, extra)
         return lists._replace(data=data, extra=extra, top=np.full(1, live, np.int64), free=_no_blocks())
-    data[:top] = lists.data[:top]
-    extra[:top] = lists.extra[:top]
-    return lists._replace(data=data, extra=extra)
+    return lists._replace(data=longer(lists.data, size), extra=longer(lists.extra, extras))
 
 
 def _no_blocks() -> npt.NDArray[np.int64]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cco import lists
+from cco.ahead import ask_for_event
 from cco.edits import ADD, ENTER, LEAVE, REMOVE
 from cco.event_data import CLOCK, DELETE_USER
 from cco.expiry import cancel, next_due, schedule
@@ -35,12 +36,8 @@ from cco.user_state import (
     pack,
 )
 from llr.jit import inlined, kernel
-from llr.prefetch import prefetch
 
 DONE, EDITS_FULL, SAVED_FULL, ARENA_FULL = 0, 1, 2, 3
-
-_AHEAD = 8  # events
-_LINE = np.uint64(16)  # uint32 in a cache line
 
 
 @inlined
@@ -140,13 +137,20 @@ def _remove(state: Any, rule: Any, names: Any, user: Any, kind: Any, slot: Any) 
         _tell(state, rule, names, REMOVE, user, kind, item)
 
 
+@inlined
+def _to_join_or_leave(state: Any, rule: Any, user: Any) -> Any:
+    """Whether the user's membership is not what the history says."""
+    enough = np.int64(state.histories.head[user * state.counts.shape[0], 1]) >= rule.min_primary
+    return enough != ((state.flags[user] & MEMBER) != 0)
+
+
 @kernel
 def _join_or_leave(state: Any, rule: Any, names: Any, user: Any) -> Any:
     """Make the user's membership what the history says; returns whether it changed."""
+    if not _to_join_or_leave(state, rule, user):
+        return False
     kinds = state.counts.shape[0]
     enough = np.int64(state.histories.head[user * kinds, 1]) >= rule.min_primary
-    if enough == ((state.flags[user] & MEMBER) != 0):
-        return False
     sign = 1 if enough else -1
     state.flags[user] ^= np.uint8(MEMBER)
     state.registers[MEMBERS] += sign
@@ -226,7 +230,8 @@ def _admit(state: Any, rule: Any, names: Any, user: Any, kind: Any, item: Any, t
     key = user * state.counts.shape[0] + kind
     start, n = np.int64(state.histories.head[key, 0]), np.int64(state.histories.head[key, 1])
     data, times = state.histories.data, state.histories.extra
-    user_hash, of_indicator, cap = names.user_hashes[user], rule.hashes[kind], rule.caps[kind]
+    of_indicator, cap = rule.hashes[kind], rule.caps[kind]
+    user_hash = names.user_hashes[user] if n + 1 >= cap else np.uint64(0)  # nobody is ranked before that
     outcome, slot = admit(
         data, times, start, n, cap, item, time, user_hash, names.item_hashes, of_indicator, rule.recent
     )
@@ -319,7 +324,9 @@ def _apply(state: Any, rule: Any, names: Any, user: Any, item: Any, kind: Any, t
                 slot = find(state.histories.data, start, n, item)
                 if slot >= 0:
                     _remove(state, rule, names, user, t, slot)
-    changed = _join_or_leave(state, rule, names, user)
+    changed = False
+    if _to_join_or_leave(state, rule, user):  # asked here because the call alone takes a tenth of an event's time
+        changed = _join_or_leave(state, rule, names, user)
     window = _window(state, rule, user)
     if window != NEVER and (changed or state.registers[WATERMARK] - window > time):
         _expire(state, rule, names, user)
@@ -327,33 +334,12 @@ def _apply(state: Any, rule: Any, names: Any, user: Any, item: Any, kind: Any, t
     _keep_scheduled(state, rule, user, time, changed)
 
 
-@inlined
-def _ask_ahead(state: Any, rule: Any, names: Any, users: Any, types: Any, e: Any) -> None:
-    """Users come in any order, so what an event needs is asked for some events before: the head, then the lists."""
-    kinds, last = np.int64(rule.caps.size), np.int64(types.size - 1)
-    far, near = min(e + 2 * _AHEAD, last), min(e + _AHEAD, last)
-    head = state.histories.head.reshape(-1)
-    prefetch(head, np.uint64(users[far]) * np.uint64(2 * kinds))
-    prefetch(state.flags, np.uint64(users[far]))
-    prefetch(state.expiry.place, np.uint64(users[far]))
-    prefetch(names.user_hashes, np.uint64(users[far]))
-    if types[near] >= 0:
-        adds, kind = np.int64(rule.add_mask[types[near]]), np.int64(0)
-        while kind < kinds - 1 and (adds >> kind) & 1 == 0:
-            kind += 1
-        at = 2 * (np.int64(users[near]) * kinds + kind)
-        start, n = np.uint64(head[at]), np.uint64(head[at + 1])
-        prefetch(state.histories.data, start)
-        prefetch(state.histories.data, start + _LINE)
-        prefetch(state.histories.data, start + n)
-        prefetch(state.histories.extra, start + n)
-
-
 @kernel
 def consume(state: Any, rule: Any, names: Any, users: Any, items: Any, types: Any, times: Any, begin: Any) -> Any:
     """Apply events from `begin` on. Returns (the next event, DONE or the buffer that is full)."""
+    flat = state.histories.head.reshape(-1), state.counts.reshape(-1), state.marks.reshape(-1), state.rings.reshape(-1)
     for e in range(begin, types.size):
-        _ask_ahead(state, rule, names, users, types, e)
+        ask_for_event(state, rule, names, flat, users, items, types, e)
         time = np.int64(times[e])
         _advance(state, rule, time)
         while True:
@@ -393,18 +379,31 @@ def count_members(state: Any, rule: Any, names: Any, users: Any) -> None:
 
 
 @kernel
-def tell_members(state: Any, rule: Any, names: Any, begin: Any, end: Any) -> Any:
-    """ENTER every member from `begin` on wherever he belongs; returns the next user when buffers are full."""
-    kinds = state.counts.shape[0]
+def tell_members(state: Any, rule: Any, names: Any, begin: Any, end: Any, only: Any) -> Any:
+    """ENTER every member from `begin` on wherever he belongs; returns the next user when buffers are full.
+
+    `only` is one item partition, and then its users alone are told; -1 stands for all.
+    """
+    first, stop = (0, rule.partitions) if only < 0 else (only, only + 1)
     for user in range(begin, end):
         if _full(state, rule) == EDITS_FULL:
             return user
         if state.flags[user] & MEMBER:
-            for p in range(rule.partitions):
+            for p in range(first, stop):
                 if _present(state, rule, names, user, p) > 0:
                     _emit_enter(state, user, p)
-            for t in range(kinds):
-                start = np.int64(state.histories.head[user * kinds + t, 0])
-                for k in range(np.int64(state.histories.head[user * kinds + t, 1])):
-                    _touch(state, t, np.int64(state.histories.data[start + k]))
+    return end
+
+
+@kernel
+def tell_counts(state: Any, rule: Any, names: Any, begin: Any, end: Any, only: Any) -> Any:
+    """Touch every column count above zero, and all of the items of partition `only`; the next item when full."""
+    kinds = state.counts.shape[0]
+    for item in range(begin, end):
+        if state.registers[TOUCHED] + kinds > state.touched.shape[0]:
+            return item
+        own = np.int64(names.item_partitions[item]) == only
+        for t in range(kinds):
+            if own or state.counts[t, item] != 0:
+                _touch(state, t, item)
     return end

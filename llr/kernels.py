@@ -21,9 +21,22 @@ EMPTY = np.uint64(0)  # fingerprint of a row without entries; no other row has i
 _AHEAD = np.uint64(8)  # histories are asked for this many users ahead, their heads twice as many
 _LINE = np.uint64(16)  # uint32 in a cache line
 _BYTES, _HALVES = 256, 65536  # counts are below: most rows fit counters that stay in the fastest cache
+_MANY = 8  # all cells are looked at where a row has at least one user for so many items
 _ULP = 2.0**-52
 _KEPT_BITS = np.uint32(0xFFFF8000)  # as `llr.weights.truncate`
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@inlined
+def _ask_ahead(p: Any, final: Any, users_data: Any, heads: Any, stride: Any, offset: Any, data: Any) -> None:
+    """Ask for the histories of the users some places on, up to place `final`: first the head, then every line."""
+    two = np.uint64(2)
+    far = np.uint64(users_data[min(p + _AHEAD + _AHEAD, final)]) * stride + offset
+    prefetch(heads, far * two)
+    near = np.uint64(users_data[min(p + _AHEAD, final)]) * stride + offset
+    start = np.uint64(heads[near * two])
+    for line in range(start, start + np.uint64(heads[near * two + np.uint64(1)]), _LINE):
+        prefetch(data, line)
 
 
 @kernel
@@ -41,12 +54,7 @@ def _count(
     final = last - np.uint64(1)
     n = np.uint64(0)
     for p in range(first, last):
-        far = np.uint64(users_data[min(p + _AHEAD + _AHEAD, final)]) * stride + offset
-        prefetch(heads, far * two)
-        near = np.uint64(users_data[min(p + _AHEAD, final)]) * stride + offset
-        ahead = np.uint64(heads[near * two])
-        for line in range(ahead, ahead + np.uint64(heads[near * two + np.uint64(1)]), _LINE):
-            prefetch(data, line)
+        _ask_ahead(p, final, users_data, heads, stride, offset, data)
         at = (np.uint64(users_data[p]) * stride + offset) * two
         start = np.uint64(heads[at])
         for q in range(start, start + np.uint64(heads[at + np.uint64(1)])):
@@ -55,6 +63,41 @@ def _count(
             touched[n] = j
             n += np.uint64(k == 0)
             cells[j] = k + one
+    return np.int64(n)
+
+
+@kernel
+def _count_many(
+    first: Any, last: Any, users_data: Any, head: Any, stride: Any, offset: Any, data: Any, items: Any, cells: Any,
+    touched: Any,
+) -> Any:  # fmt: skip
+    """As `_count`, for a row with so many users that looking at all `items` cells costs little beside them.
+
+    No step asks whether it is the first for its cell, and within a block of 65,535 users counts of 2 bytes do,
+    which fit a faster cache than 4: a sixth less time. They are kept in `touched`, which is not needed yet.
+    """
+    heads = head.reshape(-1)
+    halves = touched.view(np.uint16)
+    one, none = np.uint16(1), np.uint16(0)
+    two = np.uint64(2)
+    final = last - np.uint64(1)
+    every = np.uint64(items)
+    for j in range(every):
+        halves[j] = none
+    for begin in range(first, last, np.uint64(_HALVES - 1)):
+        for p in range(begin, min(last, begin + np.uint64(_HALVES - 1))):
+            _ask_ahead(p, final, users_data, heads, stride, offset, data)
+            at = (np.uint64(users_data[p]) * stride + offset) * two
+            start = np.uint64(heads[at])
+            for q in range(start, start + np.uint64(heads[at + np.uint64(1)])):
+                halves[data[q]] += one
+        for j in range(every):
+            cells[j] += np.uint32(halves[j])
+            halves[j] = none
+    n = np.uint64(0)
+    for j in range(every):
+        touched[n] = np.uint32(j)
+        n += np.uint64(cells[j] != 0)
     return np.int64(n)
 
 
@@ -169,6 +212,7 @@ def _top_rows(
 ) -> Any:
     bytes_, halves = cells.view(np.uint8), cells.view(np.uint16)
     skip, at = np.uint64(stride), np.uint64(offset)
+    items = id_offsets.size - 1
     for r in range(rows.size):
         i = rows[r]
         first, n_row = np.uint64(users_head[i, 0]), np.int64(users_head[i, 1])
@@ -185,7 +229,10 @@ def _top_rows(
             if own:
                 halves[i] = 0
         else:
-            n_touched = _count(first, last, users_data, head, skip, at, data, cells, touched)
+            if items <= _MANY * n_row:
+                n_touched = _count_many(first, last, users_data, head, skip, at, data, items, cells, touched)
+            else:
+                n_touched = _count(first, last, users_data, head, skip, at, data, cells, touched)
             if own:
                 cells[i] = 0
         out_length[r] = _top_row(cells, touched, n_touched, n_row, n, column_counts, top_k, min_llr, anti,

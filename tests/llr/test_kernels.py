@@ -90,10 +90,15 @@ def test_ids_that_are_prefixes_of_each_other() -> None:
     assert [names[j] for j, _ in row] == sorted(names, key=str.encode)
 
 
-@pytest.mark.parametrize("holders", [255, 256, 257, 65535, 65536, 65537, COUNTS - 2, COUNTS - 1, COUNTS, COUNTS + 1])
-def test_rows_around_the_width_of_counters(holders: int) -> None:
-    """Counts that no longer fit a byte, two bytes, and the rejection table."""
-    ids = [f"i{n}" for n in range(6)]
+WIDTHS = [255, 256, 257, 65535, 65536, 65537, COUNTS - 2, COUNTS - 1, COUNTS, COUNTS + 1]
+
+
+@pytest.mark.parametrize(
+    ("holders", "items"), [*((holders, 6) for holders in WIDTHS), (2 * 65535 + 1, 6), (65537, 524_297)]
+)
+def test_rows_around_the_width_of_counters(holders: int, items: int) -> None:
+    """Counts that no longer fit a byte, two bytes, and the rejection table; and more items than are all looked at."""
+    ids = [f"i{n}" for n in range(items)]
     primary = [[0, 1] for _ in range(holders)] + [[2], [1, 2]]
     other = [[3] if u % 2 else [3, 4] for u in range(holders)] + [[4, 5], [5]]
     world = World(ids, primary, other, more_users=holders // 2)
