@@ -15,10 +15,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cco.batch_fold import Histories, fold
+from cco.batch_fold import Histories, SourceBatch, fold
 from cco.batch_priors import count_priors
 from cco.config import Config
-from cco.events import EventBatch
 from cco.rows import Rows
 from cco.vocabulary import Vocabulary
 from llr import kernels, xlogx
@@ -94,7 +93,7 @@ class Model:
 
 def rebuild(
     config: Config,
-    batches: Iterable[EventBatch],
+    batches: Iterable[SourceBatch],
     users: Vocabulary,
     items: Vocabulary,
     threads: int = 1,
@@ -102,16 +101,18 @@ def rebuild(
 ) -> Model:
     """The model of the events in `batches`, whose users and items are positions in the vocabularies.
 
+    A batch that comes with its source partition was read from that one's log, where a clock event moves the time
+    of this partition alone; in others a clock event stands for one in every partition.
     The vocabularies may grow while `batches` is being consumed. Memory: what is retained (8 bytes an
     entry), twice while folding, and about 32 bytes for each of `fold_every` events, or of half as many as
     are retained if that is more. The result depends on neither `fold_every`, `threads` nor the batches.
     """
     histories = Histories.none(config.retention.source_partitions)
-    held: list[EventBatch] = []
+    held: list[SourceBatch] = []
     size = 0
     for batch in batches:
         held.append(batch)
-        size += len(batch)
+        size += len(batch[1] if isinstance(batch, tuple) else batch)
         if size >= max(fold_every, histories.items.size // 2):
             histories = fold(histories, held, config, users, items)
             held, size = [], 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,11 @@ from cco.config import Config
 from cco.events import CLOCK, DELETE_USER, EventBatch
 from cco.vocabulary import Vocabulary
 from llr.jit import kernel
+
+SourceBatch: TypeAlias = EventBatch | tuple[int, EventBatch]
+"""A batch, perhaps with the source partition that all of it was read from."""
+
+_EVERY = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +45,11 @@ MOST_RETAINED = 2**32 - 1  # starts of histories are uint32
 
 
 def fold(
-    before: Histories, batches: Sequence[EventBatch], config: Config, users: Vocabulary, items: Vocabulary
+    before: Histories, batches: Sequence[SourceBatch], config: Config, users: Vocabulary, items: Vocabulary
 ) -> Histories:
     """The histories after `batches`, in order, every one of them expired at its partition's watermark.
 
+    The users of a batch that comes with a source partition must belong there.
     Raises OverflowError where more is retained than uint32 can address.
     """
     rule = UserRule.of(config)
@@ -50,15 +57,16 @@ def fold(
     n_users, stride = len(users), len(config.indicator_names)
     of_user = source_partitions(config, users)
     cursor = np.zeros(n_users + 1, np.int64)
-    for batch in batches:
+    logs = [batch if isinstance(batch, tuple) else (_EVERY, batch) for batch in batches]
+    for _, batch in logs:
         _tally(batch.users, batch.types, cursor)
     np.cumsum(cursor, out=cursor)  # cursor[u + 1] counted user u, so now cursor[u] is where u begins
     total = int(cursor[-1])
     item, kind, time = np.empty(total, np.uint32), np.empty(total, np.int16), np.empty(total, np.uint32)
     mark = np.empty(total if windowed else 0, np.uint32)
     watermarks = before.watermarks.copy()
-    for batch in batches:
-        _deal(batch.users, batch.items, batch.types, batch.times, of_user, cursor, watermarks, windowed,
+    for source, batch in logs:
+        _deal(batch.users, batch.items, batch.types, batch.times, source, of_user, cursor, watermarks, windowed,
               item, kind, time, mark)  # fmt: skip
     old_head = np.zeros((n_users * stride, 2), np.uint32)
     old_head[: len(before.head)] = before.head
@@ -92,15 +100,16 @@ def _tally(users, types, count):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _deal(users, items, types, times, of_user, cursor, watermarks, windowed, item, kind, time, mark):  # type: ignore[no-untyped-def]
+def _deal(users, items, types, times, source, of_user, cursor, watermarks, windowed, item, kind, time, mark):  # type: ignore[no-untyped-def]
     """Move events to their user's place, in order; afterwards cursor[u] is where user u ends.
 
-    A clock event belongs to no user, so time goes on in every partition.
+    A clock event belongs to no user, so time goes on in the partition `source`, or in every one.
     """
     for e in range(users.size):
         if types[e] == CLOCK:
             for p in range(watermarks.size):
-                watermarks[p] = max(watermarks[p], times[e])
+                if source in (_EVERY, p):
+                    watermarks[p] = max(watermarks[p], times[e])
             continue
         u = users[e]
         p = of_user[u]

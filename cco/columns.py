@@ -25,7 +25,7 @@ class Listed:
         bad = {value for value in vocabulary.unknown(self.values) if id_problem(value) is not None}
         if not bad:
             return None
-        return np.fromiter((value in bad for value in self.values), np.bool_, len(self.values))
+        return np.fromiter(map(bad.__contains__, self.values), np.bool_, len(self.values))
 
     def put(self, row: int, value: str) -> None:
         """Replace the value of a row."""

@@ -19,6 +19,7 @@ from cco.vocabulary import id_problem
 
 __all__ = [
     "FORMAT_VERSION",
+    "SETTINGS_TABLES",
     "Config",
     "ConfigError",
     "Indicator",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+SETTINGS_TABLES = ("kafka", "worker")  # of the same file, but no part of the model: the shells read them
 MAX_INDICATORS = 31
 MAX_EVENT_TYPES = 1_000
 MAX_SECONDS = 2**32 - 1
@@ -223,13 +225,14 @@ def _indicator_problems(name: str, indicator: Indicator) -> Iterator[str]:
 def parse_config(text: str, where: str) -> Config:
     """The configuration in `text` (TOML). `where` names the file in errors.
 
+    The tables in SETTINGS_TABLES are left to who knows them.
     Raises ConfigError: one line per problem, with the file, the key, the nearest known key, what is allowed.
     """
     try:
         data = tomllib.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so are numbers of 5,000 digits
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
-    return make_config(data, where)
+    return make_config({key: value for key, value in data.items() if key not in SETTINGS_TABLES}, where)
 
 
 def make_config(data: Mapping[str, Any], where: str = "config") -> Config:
@@ -237,4 +240,4 @@ def make_config(data: Mapping[str, Any], where: str = "config") -> Config:
     try:
         return Config.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {line}" for line in explain(error, Config))) from None
+        raise ConfigError("\n".join(f"{where}: {line}" for line in explain(error, Config, SETTINGS_TABLES))) from None

@@ -30,15 +30,17 @@ def dotted(*keys: str) -> str:
     return ".".join(key if _BARE.fullmatch(key) else json.dumps(key, ensure_ascii=False) for key in keys)
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
-    """One line for each thing that is wrong: key path, what is wrong, the nearest known key, what is allowed."""
+def explain(error: ValidationError, model: type[BaseModel], tables: Iterable[str] = ()) -> Iterator[str]:
+    """One line for each thing that is wrong: key path, what is wrong, the nearest known key, what is allowed.
+
+    `tables` are known at the top besides what the model knows there.
+    """
     seen: set[str] = set()  # a key of several possible types fails once for each of them
     for problem in error.errors(include_url=False):
         path, owner, field = _resolve([str(part) for part in problem["loc"]], model)
         if problem["type"] == "extra_forbidden" and owner is not None:
-            key = path[-1]
-            line = f"{dotted(*path)}: unknown key{nearest(key, owner.model_fields)}"
-            line += f"; known here: {', '.join(owner.model_fields)}"
+            known = [*owner.model_fields, *(tables if owner is model else ())]
+            line = f"{dotted(*path)}: unknown key{nearest(path[-1], known)}; known here: {', '.join(known)}"
         elif problem["type"] == "value_error":  # a contradiction, already in words
             inner = str(problem["ctx"]["error"]) if "ctx" in problem else problem["msg"]
             prefix = dotted(*path)
@@ -46,7 +48,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
                 yield f"{prefix}.{text}" if prefix else text
             continue
         else:
-            line = f"{dotted(*path)}: {_shown(problem['input'])} is not allowed"
+            line = f"{dotted(*path)}: {shown(problem['input'])} is not allowed"
             if field is not None:
                 line += nearest_literal(problem["input"], field) + f"; allowed: {field.description}"
             elif problem["type"] in ("model_type", "dict_type"):
@@ -64,7 +66,8 @@ def nearest_literal(value: object, field: FieldInfo) -> str:
     return nearest(value, choices) if isinstance(value, str) else ""
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as an error shows it, shortened."""
     text = repr(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from cco.values import Code
+
 DELETE_USER = -1
 CLOCK = -2
 
@@ -56,6 +58,7 @@ class Rejection:
     reason: str  # a sentence for the person who reads it
     record: str  # the record, shortened to 200 characters
     file: str = ""  # where it was read, if from a file
+    code: Code = "record"  # the kind of reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,15 @@ class Parsed:
     batch: EventBatch
     rejections: list[Rejection]
     item_changes: list[ItemChange]
+
+    @classmethod
+    def join(cls, parts: Sequence[Parsed]) -> Parsed:
+        """One of all, in order; an empty one of none."""
+        return cls(
+            EventBatch.join([part.batch for part in parts]),
+            [rejection for part in parts for rejection in part.rejections],
+            [change for part in parts for change in part.item_changes],
+        )
 
 
 def shortened(record: str) -> str:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from cco.config import Config
 from cco.event_data import CLOCK, DELETE_USER, ItemChange
 from cco.prediction_io import from_prediction_io
-from cco.times import BadTime, check_ahead, time_of
-from cco.values import BadRecord, as_number
+from cco.times import MAX_TIME, BadTime, check_ahead, time_of
+from cco.values import BadRecord, Code, as_number
 from cco.vocabulary import id_problem
 
 KNOWN_SHOWN = 10
@@ -42,11 +42,11 @@ class FieldRules:
     def accept(self, record: object, log_time: int | None) -> Event | ItemChange:
         """What a decoded record says. Raises BadRecord with the reason if it says nothing that can be used."""
         if not isinstance(record, Mapping):
-            raise BadRecord(f"the record is not a JSON object but {_kind(record)}")
+            raise BadRecord(f"the record is not a JSON object but {_kind(record)}", "shape")
         if "event_type" not in record and "entityType" in record:
             translated = from_prediction_io(record)
             if isinstance(translated, ItemChange):
-                self._id(translated.item_id, "entityId")
+                self._id(translated.item_id, "entityId", "item")
                 return translated
             record = translated
         return self._event(record, log_time)
@@ -56,42 +56,45 @@ class FieldRules:
         values = {key: record[name] for key, name in names.items()}
         name = values.get("event")
         if name is None or name == "":
-            raise BadRecord("the event type is missing (event_type)")
+            raise BadRecord("the event type is missing (event_type)", "type")
         if not isinstance(name, str):
-            raise BadRecord(f"the event type must be text, not {_kind(name)}")
+            raise BadRecord(f"the event type must be text, not {_kind(name)}", "type")
         self._context(record)
         time = self._time(record.get("timestamp"), log_time)
         user, item = values.get("user"), values.get("item")
         if name == "$clock":
             if time is None:
-                raise BadRecord("$clock needs a timestamp")
+                raise BadRecord("$clock needs a timestamp", "time")
             if _given(user) or _given(item):
-                raise BadRecord("$clock moves the time on; it takes neither user nor item")
+                raise BadRecord("$clock moves the time on; it takes neither user nor item", "shape")
             return Event(None, None, CLOCK, time)
-        when = (log_time or 0) if time is None else time
+        when = _when_written(log_time) if time is None else time
         if name == "$delete":
             if _given(item):
-                raise BadRecord("$delete deletes a user with all interactions; it takes no item")
-            return Event(self._id(user, names.get("user", "user_id")), None, DELETE_USER, when)
+                raise BadRecord("$delete deletes a user with all interactions; it takes no item", "shape")
+            return Event(self._id(user, names.get("user", "user_id"), "user"), None, DELETE_USER, when)
         known = self.types.get(name)
         if known is None:
-            raise BadRecord(self._unknown_type(name))
+            raise BadRecord(self._unknown_type(name), "type")
         return Event(
-            self._id(user, names.get("user", "user_id")), self._id(item, names.get("item", "item_id")), known, when
+            self._id(user, names.get("user", "user_id"), "user"),
+            self._id(item, names.get("item", "item_id"), "item"),
+            known,
+            when,
         )
 
     @staticmethod
-    def _id(value: object, name: str) -> str:
+    def _id(value: object, name: str, code: Code) -> str:
         if value is None or value == "":
-            raise BadRecord(f"{name} is missing")
+            raise BadRecord(f"{name} is missing", code)
         number = as_number(value)
         if isinstance(number, int):
             value = str(number)
         if not isinstance(value, str):
-            raise BadRecord(f"{name} must be text or a whole number, not {_kind(value)}")
+            raise BadRecord(f"{name} must be text or a whole number, not {_kind(value)}", code)
         problem = id_problem(value)
         if problem is not None:
-            raise BadRecord(f"{name} {problem}")
+            raise BadRecord(f"{name} {problem}", code)
         return value
 
     @staticmethod
@@ -101,7 +104,7 @@ class FieldRules:
             if seconds is not None:
                 check_ahead(seconds, log_time)
         except BadTime as error:
-            raise BadRecord(str(error)) from None
+            raise BadRecord(str(error), "time") from None
         return seconds
 
     @staticmethod
@@ -111,7 +114,7 @@ class FieldRules:
             raise BadRecord(f"event_id must be text, not {_kind(event_id)}")
         weight = record.get("weight")
         if weight is not None and not is_weight(weight):
-            raise BadRecord(f"weight must be a finite number, not {str(weight)[:40] or 'empty'}")
+            raise BadRecord(f"weight must be a finite number, not {str(weight)[:40] or 'empty'}", "weight")
 
     def _unknown_type(self, name: str) -> str:
         reason = self._unknown.get(name)
@@ -129,6 +132,13 @@ def is_weight(value: object) -> bool:
     """Whether a value is a finite number."""
     number = as_number(value)
     return number is not None and math.isfinite(number)
+
+
+def _when_written(log_time: int | None) -> int:
+    """The time of an event without one. A producer may write any log time, so it is checked like others."""
+    if log_time is not None and not 0 <= log_time <= MAX_TIME:
+        raise BadRecord(f"the record has no time, and its log time {log_time} is not within 1970 to 2100", "time")
+    return log_time or 0
 
 
 def _given(value: object) -> bool:

@@ -30,7 +30,7 @@ from cco.item_machine import (
     spread_touches,
     with_ids,
 )
-from cco.row_counter import EMPTY_FIELD, MapLike, RowCounter, prior_fields
+from cco.row_counter import EMPTY_FIELD, UNKNOWN_FIELD, MapLike, RowCounter, prior_fields
 from cco.rows import Patches, Rows, join_rows
 from cco.vocabulary import Vocabulary
 from llr.jit import kernel
@@ -49,7 +49,10 @@ def _make_all_due(state: Any, items: Any, fields: Any) -> None:
 
 
 class ItemStage:
-    """Rows of the primary items of item partition `partition`. Not safe for two threads."""
+    """Rows of the primary items of item partition `partition`. Not safe for two threads.
+
+    Unless `index_is_empty`, nothing is known of what the index holds: every field is then sent once, empty or not.
+    """
 
     def __init__(
         self,
@@ -59,8 +62,10 @@ class ItemStage:
         partition: int = 0,
         item_partitions: int = 1,
         map_chunks: MapLike = map,
+        index_is_empty: bool = True,
     ) -> None:
         self._config, self._users, self._items = config, users, items
+        self._unsent = EMPTY_FIELD if index_is_empty else UNKNOWN_FIELD
         self._partition, self._item_partitions = partition, item_partitions
         self._kinds = len(config.indicator_names)
         self._priors_bit = 1 << self._kinds
@@ -78,6 +83,7 @@ class ItemStage:
         self._version = 0
         self._counted_at_version = False
         self.rows_counted = 0
+        self.ages = np.zeros(0)  # (items,) seconds for which those counted last had been out of date
 
     # -- edits --------------------------------------------------------------------------------------
 
@@ -85,7 +91,7 @@ class ItemStage:
         """Apply a message. `now` is the caller's clock, seconds; a row that is new ages from here."""
         self._fit(now)
         partitions, begin = self._items.partitions(self._item_partitions), 0
-        before, due_before = int(self._state.registers[CHANGES]), self.due()
+        before, due_before = int(self._state.registers[CHANGES]), int(self._state.registers[DUE_ITEMS])
         while True:
             begin, full = apply_edits(
                 self._state, partitions, self._partition, self._kinds,
@@ -94,7 +100,6 @@ class ItemStage:
             if full == DONE:
                 break
             self._grow(full, edits, begin)
-        spread_touches(self._state, partitions, self._partition)
         changed = int(self._state.registers[CHANGES]) != before
         changed |= self._take_counts(edits, due_before)
         self._applied[edits.source] = edits.position
@@ -112,6 +117,7 @@ class ItemStage:
             self._source_counts = wider(self._source_counts, size)
             self._source_priors = wider(self._source_priors, size)
             self._fingerprints = wider(self._fingerprints, size)
+            self._fingerprints[:, have:] = self._unsent
             self._counted_at = np.concatenate([self._counted_at, np.full(size - have, np.inf)])
             self._counted_version = np.concatenate(
                 [self._counted_version, np.full(size - have, NEVER_COUNTED, np.int64)]
@@ -142,9 +148,10 @@ class ItemStage:
         if edits.count.size:
             self._source_counts[source, edits.count_indicator, edits.count_item] = edits.count
             changed = True
-        if edits.prior.size:
+        other = edits.prior_value != self._source_priors[source, edits.prior, edits.prior_item]
+        if other.any():
             self._source_priors[source, edits.prior, edits.prior_item] = edits.prior_value
-            own = edits.prior_item
+            own = edits.prior_item[other]
             if self._item_partitions > 1:
                 own = own[self._items.partitions(self._item_partitions)[own] == self._partition]
             _make_all_due(state, own, self._priors_bit)
@@ -168,6 +175,7 @@ class ItemStage:
 
     def due(self) -> int:
         """Items with a field that is due."""
+        self._spread()
         return int(self._state.registers[DUE_ITEMS])
 
     def staleness(self, now: float) -> float:
@@ -175,6 +183,9 @@ class ItemStage:
         stale = self._counted_at[self._counted_version < self._version]
         oldest = float(stale.min(initial=np.inf))
         return max(0.0, now - oldest) if np.isfinite(oldest) else 0.0
+
+    def _spread(self) -> None:
+        spread_touches(self._state, self._items.partitions(self._item_partitions), self._partition)
 
     def publish(self, now: float, limit: int) -> Patches | None:
         """Count up to `limit` items (more only where max_staleness demands it); None if nothing changed."""
@@ -189,10 +200,12 @@ class ItemStage:
         stale = np.flatnonzero((self._counted_version < self._version) & np.isfinite(self._counted_at))[:limit]
         if not stale.size:
             return None
+        self._spread()
         self._state.due[stale] |= np.uint32(self._all)
         return self._count(stale, now) or Patches(self.position, join_rows([]))
 
     def _choose(self, now: float, limit: int) -> Indices:
+        self._spread()
         state, most = self._state, self._config.max_staleness
         age = now - self._counted_at  # minus infinity for what was never due
         stale = (self._counted_version < self._version) & (age > MAY_SHARE * most)
@@ -222,6 +235,7 @@ class ItemStage:
         waiting = waiting[state.due[waiting] != 0]
         state.due_items[: waiting.size] = waiting
         state.registers[DUE_ITEMS] = waiting.size
+        self.ages = np.where(self._counted_version[items] < self._version, now - self._counted_at[items], 0.0)
         whole = items[(fields & np.uint32(self._all >> 1)) == self._all >> 1]
         self._counted_at[whole] = now
         self._counted_version[whole] = self._version
@@ -249,9 +263,18 @@ class ItemStage:
         self._fingerprints[rows.field, rows.item] = fingerprints
         return rows.select(np.flatnonzero(before != fingerprints))
 
+    def make_all_due(self, now: float) -> None:
+        """All own items that the vocabulary knows are to be counted, with or without users."""
+        self._fit(now)
+        own = np.arange(len(self._items))
+        if self._item_partitions > 1:
+            own = own[self._items.partitions(self._item_partitions) == self._partition]
+        _make_all_due(self._state, own, self._all)
+        self._counted_at[own[np.isinf(self._counted_at[own])]] = now
+
     def forget_sent(self) -> None:
-        """A new index, or a new assignment: every row that is not empty is to be sent once more."""
-        self._fingerprints[:] = EMPTY_FIELD
+        """Another index: every row is to be sent once more, if it is not empty or the index is not known to be."""
+        self._fingerprints[:] = self._unsent
         known = np.flatnonzero(np.isfinite(self._counted_at))
         self._counted_version[known] = NEVER_COUNTED
 

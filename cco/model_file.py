@@ -125,6 +125,25 @@ def _numbers(weights: npt.NDArray[np.float32] | npt.NDArray[np.float64]) -> npt.
     return np.asarray(texts[inverse], np.object_)
 
 
+def encode_line(row: Row) -> bytes:
+    """The line of one row, as `encode` writes it; b"" where nothing is in it."""
+    indicators = [
+        b"%b:[%b]" % (_text(name), b",".join(b"[%b,%b]" % (_text(j), repr(w).encode()) for j, w in entries))
+        for name, entries in sorted(row.indicators.items())
+        if entries
+    ]
+    priors = [b"%b:%b" % (_text(name), repr(value).encode()) for name, value in sorted(row.priors.items())]
+    if not indicators and not priors:
+        return b""
+    fields = [b'"indicators":{%b}' % b",".join(indicators)] if indicators else []
+    fields += [b'"priors":{%b}' % b",".join(priors)] if priors else []
+    return b'{"item":%b,%b}\n' % (_text(row.item), b",".join(fields))
+
+
+def _text(text: str) -> bytes:
+    return msgspec.json.encode(text)
+
+
 def decode(lines: Iterable[bytes | str]) -> Decoded:
     """The rows of a file by item, given its lines.
 
@@ -145,27 +164,29 @@ def decode(lines: Iterable[bytes | str]) -> Decoded:
         if item < previous:
             raise ModelFileError(f"line {number}: the item {row.item[:40]!r} is out of order: sort by UTF-8 bytes")
         for name, entries in row.indicators.items():
-            _check_entries(entries, f"line {number}: {name[:40]!r} of item {row.item[:40]!r}")
+            check_entries(entries, f"line {number}: {name[:40]!r} of item {row.item[:40]!r}")
         for name, value in row.priors.items():
-            _check_number(value, f"line {number}: the prior {name[:40]!r} of item {row.item[:40]!r}")
+            check_number(value, f"line {number}: the prior {name[:40]!r} of item {row.item[:40]!r}")
         previous = item
         found[row.item] = row
     return found
 
 
-def _check_entries(entries: list[tuple[str, float]], where: str) -> None:
+def check_entries(entries: list[tuple[str, float]], where: str) -> None:
+    """Raise ModelFileError, beginning with `where`, unless these are a field's entries: ordered, no feature twice."""
     if not entries:
         raise ModelFileError(f"{where} is empty: leave it out")
     if len({feature for feature, _ in entries}) < len(entries):
         raise ModelFileError(f"{where} has a feature twice")
     for feature, weight in entries:
-        _check_number(weight, f"{where}, {feature[:40]!r}")
+        check_number(weight, f"{where}, {feature[:40]!r}")
     for (feature, weight), (after, lower) in pairwise(entries):
         if weight < lower or (weight == lower and feature.encode() > after.encode()):
             raise ModelFileError(f"{where} is out of order at {after[:40]!r}: sort by weight descending, then id")
 
 
-def _check_number(value: float, where: str) -> None:
+def check_number(value: float, where: str) -> None:
+    """Raise ModelFileError, beginning with `where`, unless this can be a weight or a prior."""
     if not 0 < value <= _MAX_WEIGHT:  # NaN too
         raise ModelFileError(f"{where}, has {value!r}: a number above 0 and at most {_MAX_WEIGHT:.3g} is possible")
 

@@ -25,9 +25,9 @@ def from_prediction_io(record: Mapping[str, Any]) -> Mapping[str, object] | Item
     if kind == "item":
         return _item_change(record)
     if kind != "user":
-        raise BadRecord(f'entityType must be "user" or "item", not {str(kind)[:40]!r}')
+        raise BadRecord(f'entityType must be "user" or "item", not {str(kind)[:40]!r}', "shape")
     if event in ("$set", "$unset"):
-        raise BadRecord(f"{event} of a user: properties of users are not used")
+        raise BadRecord(f"{event} of a user: properties of users are not used", "type")
     return {
         "user_id": record.get("entityId"),
         "item_id": record.get("targetEntityId"),
@@ -39,17 +39,17 @@ def from_prediction_io(record: Mapping[str, Any]) -> Mapping[str, object] | Item
 def _item_change(record: Mapping[str, Any]) -> ItemChange:
     event = record.get("event")
     if not isinstance(event, str) or event not in _KINDS:
-        raise BadRecord(f'an event of an item must be "$set", "$unset" or "$delete", not {str(event)[:40]!r}')
+        raise BadRecord(f'an event of an item must be "$set", "$unset" or "$delete", not {str(event)[:40]!r}', "type")
     properties = record.get("properties")
     if properties is None:
         properties = {}
     if not isinstance(properties, Mapping):
-        raise BadRecord("properties must be an object")
+        raise BadRecord("properties must be an object", "item_change")
     if not properties and event != "$delete":
-        raise BadRecord(f"{event} of an item needs properties")
+        raise BadRecord(f"{event} of an item needs properties", "item_change")
     item = record.get("entityId")
     if isinstance(as_number(item), int):
         item = str(item)
     if not isinstance(item, str):
-        raise BadRecord("entityId must be text or a whole number")
+        raise BadRecord("entityId must be text or a whole number", "item")
     return ItemChange(item, _KINDS[event], dict(properties))

@@ -74,12 +74,12 @@ def open_buckets(rings: Any, of_widths: Any, before: Any, watermark: Any) -> Any
 
 
 @kernel
-def take_changed(
-    rings: Any, of_widths: Any, of_shapes: Any, watermark: Any, counts: Any, items: Any, sent: Any, found: Any
-) -> Any:
-    """Which values of `items` differ from `sent` (priors, items), which is brought up to date.
+def take_values(
+    rings: Any, of_widths: Any, of_shapes: Any, watermark: Any, counts: Any, items: Any, found: Any
+) -> None:
+    """Fill `found` (items * priors, 3) with prior, item and value, item by item.
 
-    `counts` (items,) are those of all time. Fills `found` (n, 3): prior, item, value; returns how many.
+    `counts` (items,) are those of all time.
     """
     n = 0
     for k in range(items.size):
@@ -92,8 +92,17 @@ def take_changed(
                     value += np.int64(of_shapes[p, age]) * rings[ring, item, slot]
                     slot = slot - 1 if slot > 0 else BUCKETS - 1
                 ring += 1
-            if value != sent[p, item]:
-                sent[p, item] = np.int32(value)
-                found[n, 0], found[n, 1], found[n, 2] = p, item, value
-                n += 1
-    return n
+            found[n, 0], found[n, 1], found[n, 2] = p, item, value
+            n += 1
+
+
+@kernel
+def drop_silent(rings: Any, items: Any, aging: Any) -> None:
+    """Items without any interaction in their rings do not age: `aging` (items,) becomes 0."""
+    for k in range(items.size):
+        item, any_left = np.int64(items[k]), False
+        for ring in range(rings.shape[0]):
+            for slot in range(BUCKETS):
+                any_left |= rings[ring, item, slot] != 0
+        if not any_left:
+            aging[item] = 0

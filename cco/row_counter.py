@@ -20,6 +20,7 @@ from llr.weights import truncate
 from llr.xlogx import table
 
 EMPTY_FIELD = np.uint64(0)  # fingerprint of a field without entries
+UNKNOWN_FIELD = np.uint64(2**64 - 1)  # stands for a fingerprint of what is not known
 Indices = npt.NDArray[np.int64]
 
 CHUNK = 64  # the fewest rows that are worth handing to another thread

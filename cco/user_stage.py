@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cco import lists
+from cco.arrays import wider
 from cco.config import Config
 from cco.edits import Edits
 from cco.event_data import EventBatch
-from cco.priors import BUCKETS, shapes, take_changed
-from cco.user_machine import ARENA_FULL, DONE, SAVED_FULL, consume, count_members, tell_members
+from cco.priors import BUCKETS, drop_silent, shapes, take_values
+from cco.user_machine import ARENA_FULL, DONE, SAVED_FULL, consume, count_members, tell_counts, tell_members
 from cco.user_state import (
     APPLIED,
     DIRTY,
@@ -60,7 +61,7 @@ class UserStage:
         self._rule = make_rule(config, item_partitions)
         self._shapes = shapes(config)
         self._state: UserState = make_state(self._rule)
-        self._sent_priors = np.zeros((len(config.prior_names), 0), np.int32)
+        self._aging = np.zeros(0, np.uint8)  # (items,): a prior may change as time goes on, or has just become 0
         self._packed: list[Words] = []
         self._cut_open = False
 
@@ -140,14 +141,14 @@ class UserStage:
 
     def _fit(self) -> None:
         self._state = with_ids(self._state, len(self._users), len(self._items))
-        have = self._sent_priors.shape[1]
-        if self._state.counts.shape[1] > have:
-            wider = np.zeros((self._sent_priors.shape[0], self._state.counts.shape[1]), np.int32)
-            wider[:, :have] = self._sent_priors
-            self._sent_priors = wider
+        if self._state.counts.shape[1] > self._aging.size:
+            self._aging = wider(self._aging, self._state.counts.shape[1])
 
-    def _take_edits(self) -> list[Edits]:
-        """The edits since the last time, by item partition; counts and priors go to all of them."""
+    def _take_edits(self, only: int | None = None) -> list[Edits]:
+        """The edits since the last time, by item partition. Counts go to all of them, priors to their item's own.
+
+        `only` is for filling one item partition: the list has the message to it alone.
+        """
         state = self._state
         edits = state.edits[: int(state.registers[EDITS])].copy()
         touched = state.touched[: int(state.registers[TOUCHED])].copy()
@@ -155,11 +156,13 @@ class UserStage:
         state.registers[EDITS] = state.registers[TOUCHED] = 0
         kinds = self._rule.caps.size
         counted = touched[touched[:, 0] < kinds]
-        priors = self._changed_priors(touched[touched[:, 0] == kinds, 1])
+        priors = self._touched_priors(touched[touched[:, 0] == kinds, 1], to_all=only is None)
         partitions, messages = int(self._rule.partitions), []
         of_partition = edits[:, 0] >> np.uint32(16)
-        for p in range(partitions):
+        of_prior = self._items.partitions(partitions)[priors[:, 1]]
+        for p in range(partitions) if only is None else (only,):
             mine = edits if partitions == 1 else edits[of_partition == p]
+            own = priors if partitions == 1 else priors[of_prior == p]
             messages.append(
                 Edits(
                     self._source,
@@ -172,25 +175,31 @@ class UserStage:
                     counted[:, 0].astype(np.uint8),
                     counted[:, 1],
                     state.counts[counted[:, 0], counted[:, 1]],
-                    priors[:, 0].astype(np.uint8),
-                    priors[:, 1].astype(np.uint32),
-                    priors[:, 2].astype(np.int32),
+                    own[:, 0].astype(np.uint8),
+                    own[:, 1].astype(np.uint32),
+                    own[:, 2].astype(np.int32),
                 )
             )
         return messages
 
-    def _changed_priors(self, items: Words) -> npt.NDArray[np.int64]:
-        """(n, 3): prior, item and this source's part of its value (negative ones too) where it has changed."""
+    def _touched_priors(self, items: Words, to_all: bool) -> npt.NDArray[np.int64]:
+        """(n, 3): prior, item and this source's part of its value (negative ones too).
+
+        Those of `items`, and of all that age when a bucket has passed: also where the value is what it was,
+        since an item stage may have been told another one by a run that crashed. An item stops aging when it
+        has said so to all.
+        """
         state = self._state
-        if state.registers[PRIORS_MOVED]:
+        self._aging[items] = 1
+        moved = bool(state.registers[PRIORS_MOVED])
+        if moved:
             state.registers[PRIORS_MOVED] = 0
-            items = np.arange(len(self._items), dtype=np.uint32)
-        found = np.empty((items.size * self._sent_priors.shape[0], 3), np.int64)
-        n = take_changed(
-            state.rings, self._rule.widths, self._shapes, self.watermark, state.counts[0], items,
-            self._sent_priors, found,
-        )  # fmt: skip
-        return found[:n]
+            items = np.flatnonzero(self._aging[: len(self._items)]).astype(np.uint32)
+        found = np.empty((items.size * len(self._shapes), 3), np.int64)
+        take_values(state.rings, self._rule.widths, self._shapes, self.watermark, state.counts[0], items, found)
+        if moved and to_all:
+            drop_silent(state.rings, items, self._aging)
+        return found
 
     # -- durable state ------------------------------------------------------------------------------
 
@@ -258,16 +267,27 @@ class UserStage:
         self._fit()
         self._state.registers[APPLIED] = applied
         self._state.registers[WATERMARK] = watermark
+        self._aging[:] = 1
         count_members(self._state, self._rule, self._names(), len(self._users))
 
-    def resync(self) -> Iterator[list[Edits]]:
-        """Messages that tell empty item partitions everything."""
+    def resync(self, partition: int | None = None) -> Iterator[list[Edits]]:
+        """Messages that tell empty item partitions everything; with `partition`, that one alone.
+
+        Events may be ingested between two of them: what was told is kept up to date by the edits of those
+        events, what was not yet told will be told as it is by then. Counts and priors of all of a partition's
+        own items are told, zeros too: it then knows them all.
+        """
         self._fit()
-        self._sent_priors[:] = 0
+        only, users = -1 if partition is None else partition, len(self._users)
+        user = item = 0
+        while user < users:
+            user = tell_members(self._state, self._rule, self._names(), user, users, only)
+            yield self._take_edits(partition)
+            self._fit()
+        while item < len(self._items):  # also those that came meanwhile
+            item = tell_counts(self._state, self._rule, self._names(), item, len(self._items), only)
+            yield self._take_edits(partition)
+            self._fit()
+        self._aging[:] = 1
         self._state.registers[PRIORS_MOVED] = 1
-        user, names = 0, self._names()
-        while True:
-            user = tell_members(self._state, self._rule, names, user, len(self._users))
-            yield self._take_edits()
-            if user >= len(self._users):
-                return
+        yield self._take_edits(partition)

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import Literal, get_args
 
 MAX_BITS = 1_000  # larger whole numbers are infinite to us: they neither print nor become floats
 
 
+Code = Literal[
+    "json",  # not JSON
+    "shape",  # JSON of another form
+    "type",  # of the event
+    "user",
+    "item",
+    "time",
+    "weight",
+    "key",  # of the message: not its user
+    "partition",  # of the message: not where its key belongs
+    "item_change",  # refused metadata, or metadata in a wrong place
+    "empty",  # nothing in it
+    "record",  # whatever else
+]
+CODES: tuple[Code, ...] = get_args(Code)
+
+
 class BadRecord(ValueError):
-    """A record that is refused; the message is the reason, a sentence without a full stop."""
+    """A record that is refused; the message is the reason, a sentence without a full stop.
+
+    `code` is the kind of reason, one of few: for counting.
+    """
+
+    def __init__(self, reason: str, code: Code = "record") -> None:
+        super().__init__(reason)
+        self.code: Code = code
 
 
 def as_number(value: object) -> int | float | None:

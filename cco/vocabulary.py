@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import filterfalse, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -89,7 +89,7 @@ class Vocabulary:
 
     def unknown(self, ids: Iterable[str]) -> set[str]:
         """Those of `ids` that are not interned yet."""
-        return set(ids).difference(self._index)
+        return set(filterfalse(self._index.__contains__, set(ids)))  # set.difference would walk the whole index
 
     def index(self, name: str) -> int | None:
         """Position of an id, or None. Never adds it."""
@@ -143,18 +143,32 @@ class Vocabulary:
         return self.bytes_[offsets[0] :].tobytes(), offsets - offsets[0]
 
     def extend(self, data: bytes, offsets: npt.NDArray[np.int64]) -> None:
-        """Add the ids of an `export` that begins where this vocabulary ends. Raises VocabularyError if damaged."""
-        bounds = offsets.tolist()
-        if not bounds or bounds[0] != 0 or bounds[-1] != len(data) or (np.diff(offsets) < 0).any():
+        """Add the ids of an `export` that begins where this vocabulary ends.
+
+        Raises VocabularyError if they are damaged or too many; the vocabulary is of no use then.
+        """
+        bounds, lengths = offsets.tolist(), np.diff(offsets)
+        if not bounds or bounds[0] != 0 or bounds[-1] != len(data) or (lengths < 0).any():
             raise VocabularyError("damaged vocabulary: the offsets do not fit the bytes")
+        if (lengths == 0).any() or (lengths > MAX_ID_BYTES).any() or b"\0" in data:
+            raise VocabularyError("damaged vocabulary: an id is empty, too long or contains a NUL byte")
         try:
-            names = [data[a:b].decode() for a, b in pairwise(bounds)]
+            if data.isascii():
+                text = data.decode()
+                names = [text[a:b] for a, b in pairwise(bounds)]
+            else:
+                names = [data[a:b].decode() for a, b in pairwise(bounds)]
         except UnicodeDecodeError as error:
             raise VocabularyError(f"damaged vocabulary: not valid UTF-8 ({error})") from None
-        before = len(self)
-        self.intern(names)
-        if len(self) != before + len(names):
+        self._catch_up()
+        before, after = len(self), len(self) + len(names)
+        if after > self._index.limit:
+            raise VocabularyError(f"{after} ids: one vocabulary holds {self._index.limit}")
+        self._index.update(zip(names, range(before, after), strict=True))  # no call of Python's for each of them
+        if len(self._index) != after:
             raise VocabularyError("damaged vocabulary: an id is there twice")
+        self._index.names += names
+        self._append(names, data, lengths)
 
     @classmethod
     def restore(cls, data: bytes, offsets: npt.NDArray[np.int64]) -> Vocabulary:
@@ -177,14 +191,16 @@ class Vocabulary:
         if self._known == count:
             return
         names = self._index.names[self._known :]
-        self._texts += sum(map(sys.getsizeof, names))
         encoded = [name.encode() for name in names]
-        data = b"".join(encoded)
-        size = self._size + len(data)
+        self._append(names, b"".join(encoded), np.fromiter(map(len, encoded), np.int64, len(encoded)))
+
+    def _append(self, names: list[str], data: bytes, lengths: npt.NDArray[np.int64]) -> None:
+        """Take ids that are in the index already into arena, offsets and hashes."""
+        self._texts += sum(map(sys.getsizeof, names))
+        size, count = self._size + len(data), self._known + len(names)
         self._arena = _grown(self._arena, self._size, size)
         self._arena[self._size : size] = np.frombuffer(data, np.uint8)
         self._offsets = _grown(self._offsets, self._known + 1, count + 1)
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         self._offsets[self._known + 1 : count + 1] = self._size + np.cumsum(lengths)
         self._hashes = _grown(self._hashes, self._known, count)
         fnv_hashes(self._arena, self._offsets, self._known, self._hashes[:count])

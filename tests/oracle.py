@@ -70,10 +70,11 @@ class Oracle:
     def __post_init__(self) -> None:
         self.watermarks = [0] * self.config.retention.source_partitions
 
-    def apply(self, user: str, type: str, item: str, time: int) -> None:
-        """One event; `type` may be "$delete" or "$clock" (which goes to every partition)."""
+    def apply(self, user: str, type: str, item: str, time: int, source: int | None = None) -> None:
+        """One event; `type` may be "$delete" or "$clock" (of one source partition, or of every one)."""
         if type == "$clock":
-            self.watermarks = [max(watermark, time) for watermark in self.watermarks]
+            for p, watermark in enumerate(self.watermarks):
+                self.watermarks[p] = max(watermark, time) if source in (None, p) else watermark
             self._expire_all()
             return
         if user not in self.users:

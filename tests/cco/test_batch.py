@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cco.batch import Model, rebuild
+from cco.batch_fold import SourceBatch
 from cco.config import Config, Indicator, Priors, Retention
 from cco.model_file import encode
 from cco.rows import Rows
 from cco.vocabulary import Vocabulary
 from tests.cco.histories import Event, cases, configs, events, oracle_of, to_batch, to_batches
-from tests.oracle import Histories
+from tests.oracle import Histories, Oracle, partition_of
 
 DAY = 86_400
 
@@ -94,6 +95,30 @@ def test_batches_folds_and_threads_do_not_matter(
     assert histories_of(parts) == histories_of(whole)
     assert file_of(parts) == file_of(whole)
     assert file_of(parts, exact=True) == file_of(whole, exact=True)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(), st.lists(st.integers(0, 100), min_size=3, max_size=3), st.integers(1, 30), st.integers(1, 30))
+def test_a_clock_event_in_the_log_of_one_source_moves_its_time_alone(
+    case: tuple[Config, list[Event]], ahead: list[int], size: int, fold_every: int
+) -> None:
+    config, log = case
+    sources = config.retention.source_partitions
+    oracle, users, items = Oracle(config), Vocabulary(), Vocabulary()
+    batches: list[SourceBatch] = []
+    for source in range(sources):
+        mine: list[Event] = []
+        for k, (user, kind, item, time) in enumerate(log):
+            if kind == "$clock" and k % sources == source:  # in this log alone, and its clock goes ahead
+                mine.append((user, kind, item, time + ahead[source]))
+            elif kind != "$clock" and partition_of(user, sources) == source:
+                mine.append((user, kind, item, time))
+        for event in mine:
+            oracle.apply(*event, source=source)
+        batches += [(source, to_batch(config, mine[at : at + size], users, items)) for at in range(0, len(mine), size)]
+    model = rebuild(config, batches, users, items, fold_every=fold_every)
+    assert histories_of(model) == oracle.histories()
+    assert file_of(model).splitlines() == oracle.model_lines()
 
 
 def timeless(config: Config) -> Config:

@@ -106,11 +106,21 @@ def test_limits() -> None:
 
 def test_damage_is_seen() -> None:
     offsets = np.array([0, 1, 2])
-    for data, bounds in [(b"ab", offsets[:2]), (b"aa", offsets), (b"a\xff", offsets), (b"ab", np.array([0, 3, 2]))]:
+    wrong = [(b"ab", offsets[:2]), (b"aa", offsets), (b"a\xff", offsets), (b"ab", np.array([0, 3, 2]))]
+    wrong += [(b"a\0", offsets), (b"a", np.array([0, 1, 1])), (b"x" * 513, np.array([0, 513]))]
+    for data, bounds in wrong:
         with pytest.raises(VocabularyError, match="damaged"):
             Vocabulary.restore(data, bounds)
     with pytest.raises(VocabularyError):
         Vocabulary.restore(b"", np.empty(0, np.int64))
+    known = Vocabulary(limit=3)
+    known.intern(["a"])
+    with pytest.raises(VocabularyError, match="damaged vocabulary: an id is there twice"):
+        known.extend(b"ba", offsets)
+    full = Vocabulary(limit=3)
+    full.intern(["x", "y"])
+    with pytest.raises(VocabularyError, match="4 ids: one vocabulary holds 3"):
+        full.extend(b"ab", offsets)
 
 
 def test_the_bytes_are_those_that_are_taken() -> None:

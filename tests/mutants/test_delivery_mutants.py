@@ -1,0 +1,198 @@
+"""The simulation catches what it is for: with any of these mutants in the program, a schedule fails.
+
+A mutant is the program with one text replaced. Here only Python is mutated, no kernels, so it runs in this
+process: the mutated module, and those that use it, are loaded beside the real ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.cco.simulation import FAULTS
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = ("cco.delivery", "cco.user_stage", "cco.item_stage", "tests.cco.simulated_agents", "tests.cco.simulation")
+DELIVERY, USERS, AGENTS = "cco/delivery.py", "cco/user_stage.py", "tests/cco/simulated_agents.py"
+MOST_SCHEDULES = 1500
+CONTROL_SCHEDULES = 40
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` stands exactly once in `file`; with `new` in its place, a schedule with these faults has to fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    faults: tuple[str, ...] = ("crashes",)
+
+
+MUTANTS = [
+    Mutant(
+        "the counts of an old range are taken",
+        AGENTS,
+        "        if verdict is Verdict.APPLY:\n            self.progress +=",
+        "        if verdict is Verdict.DROP and header.kind is Kind.RANGE and self.inbox.filled:\n"
+        "            told = decode(message, self.users, self.items, self.place.config)\n"
+        "            self.stage.apply(_piece(told, told.op.size, 1 << 30), now)\n"
+        "        if verdict is Verdict.APPLY:\n            self.progress +=",
+    ),
+    Mutant(
+        "an old range is applied",
+        DELIVERY,
+        "if source.waiting or header.end <= source.applied:",
+        "if source.waiting:",
+    ),
+    Mutant("no gap check", DELIVERY, "if header.start > source.applied:", "if False:", ("holes",)),
+    Mutant(
+        "rows are counted while a range is torn",
+        DELIVERY,
+        "all(source.ready and source.ahead <= source.applied for",
+        "all(source.ready for",
+    ),
+    Mutant(
+        "a range that is said again does not set the position back",
+        DELIVERY,
+        "            source.applied = header.start\n",
+        "",
+        ("crashes", "zombies", "old snapshots"),
+    ),
+    Mutant(
+        "a missing part goes unseen",
+        DELIVERY,
+        "source.open_range != (*whole, header.part)",
+        "(source.open_range is None or source.open_range[:3] != whole)",
+        ("holes",),
+    ),
+    Mutant(
+        "a missing part of a fill goes unseen",
+        DELIVERY,
+        "elif source.filling[1] != header.part or source.applied != header.end:",
+        "elif source.applied != header.end:",
+        ("holes",),
+    ),
+    Mutant(
+        "a fill goes on with another session",
+        DELIVERY,
+        "elif source.filling[0] != header.session:",
+        "elif False:",
+        ("crashes", "zombies"),
+    ),
+    Mutant(
+        "a fill goes on at another position",
+        DELIVERY,
+        " or source.applied != header.end:",
+        ":",
+        ("crashes", "zombies"),
+    ),
+    Mutant(
+        "a fill that answers another claim",
+        DELIVERY,
+        "if header.claim != self._claim or source.ready:",
+        "if source.ready:",
+        ("crashes", "zombies"),
+    ),
+    Mutant(
+        "the epoch is not checked",
+        DELIVERY,
+        "if (header.epoch, header.sources, header.partition, header.partitions) != self._expected:",
+        "if (self._expected[0], header.sources, header.partition, header.partitions) != self._expected:",
+        ("strangers",),
+    ),
+    Mutant(
+        "the numbers of partitions are not checked",
+        DELIVERY,
+        "if (header.epoch, header.sources, header.partition, header.partitions) != self._expected:",
+        "if header.epoch != self._expected[0]:",
+        ("strangers",),
+    ),
+    Mutant("no marks: a lost tail goes unseen", DELIVERY, "for p in range(self._partitions):", "for p in ():", ("holes",)),
+    Mutant(
+        "a snapshot counts before its messages are acknowledged",
+        AGENTS,
+        "elif self.acknowledged >= cut.position:",
+        "else:",
+    ),
+    Mutant(
+        "a restored stage tells only priors that are touched",
+        USERS,
+        "        self._aging[:] = 1\n        count_members(",
+        "        count_members(",
+    ),
+    Mutant(
+        "counts are told only where they differ from what this life has told",
+        USERS,
+        "        counted = touched[touched[:, 0] < kinds]\n",
+        "        counted = touched[touched[:, 0] < kinds]\n"
+        "        told = self.__dict__.setdefault('told', {})\n"
+        "        now = [(int(t), int(i), int(state.counts[t, i])) for t, i in counted]\n"
+        "        changed = [only is not None or told.get((t, i)) != n for t, i, n in now]\n"
+        "        told.update(((t, i), n) for t, i, n in now if only is None)\n"
+        "        counted = counted[np.array(changed, bool)]\n",
+    ),
+    Mutant(
+        "a fill has the counts of the partition's own items only",
+        USERS,
+        "        counted = touched[touched[:, 0] < kinds]\n",
+        "        counted = touched[touched[:, 0] < kinds]\n"
+        "        if only is not None:\n"
+        "            counted = counted[self._items.partitions(int(self._rule.partitions))[counted[:, 1]] == only]\n",
+    ),
+    Mutant("a fill has no priors", USERS, "        self._aging[:] = 1\n        self._state.registers[PRIORS_MOVED] = 1\n", ""),
+    Mutant(
+        "at a takeover the index counts as empty",
+        AGENTS,
+        "index_is_empty=False",
+        "index_is_empty=True",
+    ),
+    Mutant("what became empty unseen is not sent", AGENTS, "self.stage.make_all_due(now)", "pass"),
+    Mutant(
+        "an owner that was followed by another still writes",
+        AGENTS,
+        "if patch.generation < self._generations[patch.partition]:",
+        "if False:",
+        ("crashes", "late patches", "zombies"),
+    ),
+]  # fmt: skip
+
+
+def simulation_of(mutant: Mutant | None, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The simulation, over the program with the mutant in it."""
+    module = ModuleType("none")
+    for name in MODULES:
+        file = name.replace(".", "/") + ".py"
+        text = (ROOT / file).read_text()
+        if mutant is not None and file == mutant.file:
+            assert text.count(mutant.old) == 1, f"{file} holds the text to mutate {text.count(mutant.old)} times"
+            text = text.replace(mutant.old, mutant.new)
+        module = ModuleType(name)
+        module.__file__ = str(ROOT / file)
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(compile(text, module.__file__, "exec"), module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_the_simulation_catches(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = simulation_of(mutant, monkeypatch)
+    for seed in range(MOST_SCHEDULES):
+        try:
+            simulation.run(seed, mutant.faults)
+        except Exception:
+            return
+    pytest.fail(f"{mutant.name}: {MOST_SCHEDULES} schedules went by")
+
+
+@pytest.mark.parametrize("faults", sorted({mutant.faults for mutant in MUTANTS}), ids="-".join)
+def test_control(faults: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a mutant they pass, run the same way."""
+    assert set(faults) <= set(FAULTS)
+    simulation = simulation_of(None, monkeypatch)
+    for seed in range(CONTROL_SCHEDULES):
+        simulation.run(seed, faults)
