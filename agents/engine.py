@@ -93,6 +93,7 @@ class Engine:
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         map_chunks = self._pool.map if self._pool else map
         self.pipeline = Pipeline(self.config, self.users, self.items, item_partitions, map_chunks)
+        self.user_stages = self.pipeline.user_stages
         self.index = MemoryIndex(self.config, self.items)
         self.counters = Counters()
         self._changed_items: set[int] = set()  # positions; those that no checkpoint has taken yet
@@ -242,6 +243,10 @@ class Engine:
             i for i, name in enumerate(names) if i in self._deleted_items or self.index.properties(name) is not None
         ]
 
+    def properties(self, item: str) -> dict[str, Any] | None:
+        """The properties of an item; None if it has none, or is deleted."""
+        return self.index.properties(item)
+
     # -- asking -------------------------------------------------------------------------------------
 
     def recommend(
@@ -373,7 +378,7 @@ class Engine:
 
     def save(self, directory: str | Path) -> None:
         """Write the whole state into a directory (see `agents.state_store`); raises StateError."""
-        from agents.checkpoint import save
+        from agents.engine_state import save
 
         save(self, Path(directory))
 
@@ -384,7 +389,7 @@ class Engine:
         Without a configuration it has the one that the state was last written with; one that is given must
         agree with that in all that decides what is retained, and counts in everything else.
         """
-        from agents.checkpoint import load
+        from agents.engine_state import load
         from agents.state_directory import stored_config
 
         engine = cls(config or stored_config(Path(directory)), **options)

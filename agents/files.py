@@ -7,7 +7,7 @@ header of CSV is none. So the number of a record depends on the input alone, nev
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import BinaryIO
@@ -43,6 +43,7 @@ def read_events(
     skip: int = 0,
     stdin: BinaryIO | None = None,
     opened: BinaryIO | None = None,
+    clock: Callable[[], int] | None = None,
 ) -> Iterator[Chunk]:
     """The events of all inputs in order, at most `chunk` records at a time; "-" is standard input.
 
@@ -50,6 +51,8 @@ def read_events(
     chunk to go on after it. Raises InputError, one readable line, if an input cannot be read (all are
     looked for before the first is read) or ends before `skip`. A caller that must know which file it is reads
     hands in the one input `opened` and closes it: its name may stand for another file by now, or for none.
+    With `clock`, records are as if written to a log now, in epoch seconds: that is the time of those without one,
+    and times more than a day ahead of it are refused.
     """
     names = [os.fspath(path) for path in paths]
     if names.count(STANDARD_INPUT) > 1:
@@ -61,7 +64,7 @@ def read_events(
     for number, path in enumerate(names):
         stream = Stream(path, stdin, opened)
         try:
-            reader = _Reader(path, stream, parser, chunk, max(0, skip - records), opened)
+            reader = _Reader(path, stream, parser, chunk, max(0, skip - records), opened, clock or _no_clock)
             for parsed in reader.parts():
                 yield Chunk(
                     parsed.batch,
@@ -81,13 +84,25 @@ def read_events(
         raise InputError(f"the input has {records} records, fewer than the {skip} to go on after: is it the same one?")
 
 
+def _no_clock() -> None:
+    return None
+
+
 class _Reader:
     """The records of one file. `record` counts those read or skipped; `share` is read of it, if bytes do not say."""
 
     def __init__(
-        self, path: str, stream: Stream, parser: EventParser, chunk: int, skip: int, opened: BinaryIO | None = None
+        self,
+        path: str,
+        stream: Stream,
+        parser: EventParser,
+        chunk: int,
+        skip: int,
+        opened: BinaryIO | None,
+        clock: Callable[[], int | None],
     ) -> None:
         self.path = path
+        self.clock = clock
         self.opened = opened
         self.stream = stream
         self.parser = parser
@@ -109,7 +124,7 @@ class _Reader:
     def _json_lines(self) -> Iterator[Parsed]:
         for lines in self._unskipped(read_lines(self.stream, self.chunk)):
             first = self.record + 1
-            parsed = self.parser.lines(lines.data, first)
+            parsed = self.parser.lines(lines.data, first, self.clock())
             self.record += lines.count
             yield _with_overlong(parsed, lines.overlong, first)
 
@@ -126,7 +141,7 @@ class _Reader:
             first = self.record + 2  # the header is line 1
             columns = None if pending else columns_of_block(lines.data, lines.count, header, places, self.parser)
             if columns is not None:
-                parsed = self.parser.columns(columns, first)
+                parsed = self.parser.columns(columns, first, self.clock())
                 self.record += lines.count
                 yield _with_overlong(parsed, lines.overlong, first)
                 continue
@@ -151,7 +166,7 @@ class _Reader:
     ) -> Parsed:
         first = self.record + 2
         columns = columns_of_records(records, header, places, self.parser, raw)
-        parsed = self.parser.columns(columns, first)
+        parsed = self.parser.columns(columns, first, self.clock())
         self.record += len(raw)
         return _with_overlong(parsed, {k: begin for k, begin in overlong.items() if k < len(raw)}, first)
 
@@ -161,7 +176,7 @@ class _Reader:
         source = ParquetEvents.open(self.path, self.opened)
         self.record = min(self.skip, source.rows)
         for batch in source.batches(self.chunk, self.record):
-            parsed = self.parser.columns(source.columns(batch, self.parser), self.record + 1)
+            parsed = self.parser.columns(source.columns(batch, self.parser), self.record + 1, self.clock())
             self.record += batch.num_rows
             self.share = self.record / source.rows
             yield parsed

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agents.checkpoint import INTERVAL, Checkpointer, CheckpointReport, restore
+from agents.checkpoint import INTERVAL, Checkpointer, CheckpointReport
 from agents.engine import Engine
+from agents.engine_state import restore
 from agents.files import Chunk, read_events
 from agents.input_position import InputPosition
 from agents.state_errors import StateError

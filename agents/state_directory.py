@@ -4,6 +4,7 @@ DIR/state.json       whose directory this is: format, the configuration, and tho
                      what is retained
 DIR/state.json.new   the same while the state is being created: nothing in it counts yet
 DIR/rocksdb          see `agents.state_store`
+DIR/rocksdb.new      what is to be there instead, while it comes from a shared copy
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from agents.state_errors import StateError, damaged, explained, setting_differen
 from cco.config import Config, ConfigError, make_config
 
 MAGIC, FORMAT = "streaming-cco state", 2
-DATABASE = "rocksdb"
+DATABASE, _INCOMING = "rocksdb", "rocksdb.new"
 _META, _NEW_META = "state.json", "state.json.new"
 
 
@@ -56,12 +57,69 @@ def create_if_new(path: Path, config: Config, fill: Callable[[Path], None]) -> N
         return
     with explained(path, "creating the state"):
         _write_new_meta(path, config)
-        if DATABASE in found:
-            shutil.rmtree(path / DATABASE)
+        for old in found & {DATABASE, _INCOMING}:
+            shutil.rmtree(path / old)
         fill(path / DATABASE)
         _sync_folder(path / DATABASE)
-        os.replace(path / _NEW_META, path / _META)
-        _sync_folder(path)
+        _make_it_count(path)
+
+
+def install(path: Path, config: Config, fill: Callable[[Path], None]) -> None:
+    """Put another database in place of the one of the same configuration that is there, or of none.
+
+    The directory must be locked. `fill` makes the database in the folder that it is given; when it fails,
+    what was there before still counts. A crash later on leaves a directory that counts as a new one. Raises
+    StateError if the directory holds something else, or the state of another configuration.
+    """
+    found = {entry.name for entry in path.iterdir()}
+    new = _is_new(found)
+    if not new:
+        check(path, config)
+    with explained(path, "creating the state"):
+        if new:
+            _write_new_meta(path, config)
+        drop_incoming(path)
+        try:
+            fill(path / _INCOMING)
+            _sync_folder(path / _INCOMING)
+        except BaseException:
+            drop_incoming(path)
+            raise
+        if not new:
+            os.replace(path / _META, path / _NEW_META)
+            _sync_folder(path)
+        if DATABASE in found:
+            shutil.rmtree(path / DATABASE)
+        os.replace(path / _INCOMING, path / DATABASE)
+        _write_new_meta(path, config)
+        _make_it_count(path)
+
+
+def drop_incoming(path: Path) -> None:
+    """Remove what a crash left of a shared copy. The directory must be locked."""
+    if (path / _INCOMING).exists():
+        shutil.rmtree(path / _INCOMING)
+
+
+def put_back(path: Path, aside: Path) -> None:
+    """The converse of `set_aside`; what has come to be at `path` meanwhile is removed."""
+    with explained(path, f"renaming {aside} to it"):
+        shutil.rmtree(path, ignore_errors=True)
+        os.rename(aside, path)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a directory that is damaged, and answer its new name. Raises StateError if it is in use."""
+    handle = lock(path, read_only=False)
+    try:
+        number = 1
+        while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+            number += 1
+        with explained(path, f"renaming it to {aside}"):
+            os.rename(path, aside)
+        return aside
+    finally:
+        os.close(handle)
 
 
 def keep_config(path: Path, config: Config) -> None:
@@ -70,28 +128,36 @@ def keep_config(path: Path, config: Config) -> None:
     if stored is None or stored.model_dump() != config.model_dump():  # == would compare the cached arrays, too
         with explained(path, "writing the configuration"):
             _write_new_meta(path, config)
-            os.replace(path / _NEW_META, path / _META)
-            _sync_folder(path)
+            _make_it_count(path)
 
 
-def _write_new_meta(path: Path, config: Config) -> None:
-    meta = {
+def meta_of(config: Config) -> dict[str, Any]:
+    """What a state of a configuration says of itself."""
+    return {
         "magic": MAGIC,
         "format": FORMAT,
         "epoch": config.epoch,
         "settings": settings_of(config),
         "config": config.model_dump(mode="json"),
     }
+
+
+def _write_new_meta(path: Path, config: Config) -> None:
     with (path / _NEW_META).open("w", encoding="utf-8") as file:
-        json.dump(meta, file, indent=1)
+        json.dump(meta_of(config), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     _sync_folder(path)
 
 
+def _make_it_count(path: Path) -> None:
+    os.replace(path / _NEW_META, path / _META)
+    _sync_folder(path)
+
+
 def _is_new(found: set[str]) -> bool:
     """Whether a directory holds nothing, or what is left of a creation that was broken off."""
-    return not found or (_NEW_META in found and found <= {_NEW_META, DATABASE})
+    return not found or (_NEW_META in found and found <= {_NEW_META, DATABASE, _INCOMING})
 
 
 def _sync_folder(path: Path) -> None:
@@ -117,12 +183,27 @@ def stored_config(path: Path) -> Config | None:
 
 def check(path: Path, config: Config) -> None:
     """Raise StateError unless the directory is a state of this format and configuration."""
-    meta = _read_meta(path)
+    check_meta(path, _read_meta(path), config, "a new directory")
+
+
+def check_meta(where: object, meta: Mapping[str, Any], config: Config, otherwise: str) -> None:
+    """Raise StateError unless what a state says of itself fits this format and the configuration.
+
+    `otherwise` says what can be done if the configuration is to stay.
+    """
+    _check_format(where, meta, otherwise)
     if meta.get("epoch") != config.epoch:
         differences = setting_differences(meta.get("settings"), settings_of(config))
         raise StateError(
-            f"{path}: the state was made with another configuration ({differences}): use that one, or replay into a"
-            " new directory"
+            f"{where}: the state was made with another configuration ({differences}): use that one, or {otherwise}"
+        )
+
+
+def _check_format(where: object, meta: Mapping[str, Any], otherwise: str) -> None:
+    if meta.get("format") != FORMAT:
+        raise StateError(
+            f"{where}: the state has format {meta.get('format')}, this version reads {FORMAT}: use the version that"
+            f" wrote it, or {otherwise}"
         )
 
 
@@ -135,13 +216,11 @@ def _read_meta(path: Path) -> dict[str, Any]:
         if not _is_new({entry.name for entry in path.iterdir()}):
             raise StateError(foreign) from None
         raise StateError(f"{path}: is empty: `cco replay --state {path}` makes a state there") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StateError(f"{path}: {_META} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise damaged(path, f"{_META} cannot be read ({error})") from None
     if not isinstance(meta, dict) or meta.get("magic") != MAGIC:
         raise StateError(foreign)
-    if meta.get("format") != FORMAT:
-        raise StateError(
-            f"{path}: the state has format {meta.get('format')}, this version reads {FORMAT}: use the version that"
-            " wrote it, or replay into a new directory"
-        )
+    _check_format(path, meta, "a new directory")
     return meta

@@ -13,6 +13,7 @@ from cco.config import FORMAT_VERSION, Config
 
 _SHOWN = 5  # differing settings
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_DAMAGE = ("Corruption", "Invalid argument", "Not implemented")  # what RocksDB says then
 _STAYS = "the state stays at its last commit"
 
 
@@ -20,9 +21,25 @@ class StateError(Exception):
     """A state that cannot be opened, read or written on: one readable line that names it."""
 
 
-def damaged(path: Path, what: str) -> StateError:
-    """The error for a state that cannot be trusted."""
-    return StateError(f"{path}: the state is damaged: {what}; remove the directory and replay from the start")
+class StateDamaged(StateError):
+    """A state, or a shared copy of one, that cannot be trusted: `what` is wrong with it."""
+
+    def __init__(self, where: object, what: str, remedy: str) -> None:
+        super().__init__(f"{where}: the state is damaged: {what}; {remedy}")
+        self.what = what
+
+
+class StateClosed(StateError):
+    """The store was closed while its state was being copied."""
+
+
+class ShareError(StateError):
+    """A place for shared copies that cannot be reached, read or written."""
+
+
+def damaged(path: Path, what: str) -> StateDamaged:
+    """The error for a state directory that cannot be trusted."""
+    return StateDamaged(path, what, "remove the directory and replay from the start")
 
 
 @contextmanager
@@ -33,15 +50,37 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     except StateError:
         raise
     except Exception as error:
-        raise StateError(f"{path}: {_explanation(doing, error)}") from error
+        text = one_line(error)
+        if not is_full(error) and (text.startswith(_DAMAGE) or "No such file" in text):
+            raise damaged(path, text) from error
+        raise StateError(f"{path}: {_explanation(doing, error, text)}") from error
 
 
-def _explanation(doing: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in text for number in _FULL):
+@contextmanager
+def share_explained(where: str, doing: str) -> Iterator[None]:
+    """Turn whatever a file system of shared copies says into a ShareError."""
+    try:
+        yield
+    except StateError:
+        raise
+    except Exception as error:
+        full = "there is no room: " if is_full(error) else ""
+        raise ShareError(f"{where}: {doing} failed: {full}{one_line(error)}") from error
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a disk, a quota or a limit on files is what speaks."""
+    return getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL)
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, or its name if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _explanation(doing: str, error: Exception, text: str) -> str:
+    if is_full(error):
         return f"{doing} failed, the disk (or a limit on it) is full: {_STAYS}; make room and start again ({text})"
-    if text.startswith(("Corruption", "Invalid argument", "Not implemented")) or "No such file" in text:
-        return f"the state is damaged ({text}); remove the directory and replay from the start"
     if "lock file" in text or "lock hold by" in text:
         return f"the state is in use by another process; wait for its end ({text})"
     if isinstance(error, PermissionError) or "Permission denied" in text or "Read-only file system" in text:

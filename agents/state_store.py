@@ -26,11 +26,8 @@ from __future__ import annotations
 
 import json
 import os
-import struct
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,62 +36,41 @@ import numpy as np
 import numpy.typing as npt
 from rocksdict import AccessType, DBCompressionType, Options, Rdict, WriteOptions
 
-from agents.state_directory import DATABASE, check, create_if_new, keep_config, lock
+from agents.state_directory import DATABASE, check, create_if_new, drop_incoming, keep_config, lock, meta_of
 from agents.state_errors import StateError, damaged, explained
+from agents.state_export import StateExport
+from agents.state_owner import owner_of
+from agents.state_records import (
+    ITEMS,
+    ITEMS_KEY,
+    NAMES_KEY,
+    USERS,
+    USERS_KEY,
+    Commit,
+    DamagedRecordError,
+    Generation,
+    NamesPart,
+    PackedPart,
+    Words,
+    item_prefix,
+    key_of,
+    names_body,
+    parsed_names,
+    parsed_users,
+    sealed,
+    unsealed,
+    users_body,
+)
 from cco.config import Config
 
-Words = npt.NDArray[np.uint32]
+__all__ = ["ITEMS", "USERS", "Commit", "Generation", "NamesPart", "PackedPart", "StateStore", "Words"]
 
 PIECE = 1 << 18  # bytes of a stored segment, about
-USERS, ITEMS = 0, 1  # kinds of names
 
 _COMMIT = b"commit"
 _SYNC_EVERY, _FLUSH_EVERY = 4 << 20, 32 << 20  # bytes written
 _WRITE_BUFFER = 64 << 20  # more than _FLUSH_EVERY: RocksDB never flushes while a put waits
-_CRC, _PACKED, _NAMES = struct.Struct("<I"), struct.Struct("<II"), struct.Struct("<III")
 _MOST = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A part of the log that counts."""
-
-    number: int
-    users: int  # segments of packed users
-    names: int  # segments of names
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What the state is, once this is on the disk."""
-
-    epoch: str  # of the configuration
-    generation: int
-    sources: list[tuple[int, int]]  # per source partition: events applied, watermark
-    users: int  # names
-    items: int
-    input: dict[str, Any] | None  # where to read on; None if the events did not come from files
-    generations: list[Generation]  # oldest first, the first one full
-    metadata: int  # the generation in the keys of the items' metadata
-
-
-@dataclass(frozen=True, slots=True)
-class NamesPart:
-    """Some ids of one vocabulary."""
-
-    kind: int  # USERS or ITEMS
-    start: int  # position of the first
-    data: bytes  # UTF-8, one after the other
-    offsets: npt.NDArray[np.int64]  # (n + 1,)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedPart:
-    """Whole records of packed users of one source."""
-
-    source: int
-    words: Words
 
 
 class StateStore:
@@ -104,32 +80,38 @@ class StateStore:
     that of the last commit, and the store is of no use but to be closed. One thread at a time.
     """
 
-    def __init__(self, path: Path, database: Rdict, lock: int, commit: Commit) -> None:
-        self.path, self.commit = path, commit
+    def __init__(self, path: Path, database: Rdict, lock: int, commit: Commit, config: Config) -> None:
+        self.path, self.commit, self._config = path, commit, config
         self._database, self._lock = database, lock
         self._synced = WriteOptions()
         self._synced.sync = True
         self._unsynced_bytes = self._unflushed_bytes = 0
         self._metadata = commit.metadata
+        self._exports: list[StateExport] = []
         self._begin()
 
     @classmethod
-    def open(cls, path: Path, config: Config, *, read_only: bool = False) -> StateStore:
+    def open(cls, path: Path, config: Config, *, sources: int | None = None, read_only: bool = False) -> StateStore:
         """Open the state in `path`; create it there if nothing is (and not `read_only`).
 
-        A writer's configuration is kept: in what does not decide what is retained, it may be another one.
+        `sources` is how many source partitions are in it: all of the configuration's (None), or 1 where a
+        worker keeps one of them. A writer's configuration is kept: in what does not decide what is retained,
+        it may be another one.
         """
+        sources = sources or config.retention.source_partitions
         handle = lock(path, read_only)
         try:
             if not read_only:
-                create_if_new(path, config, lambda folder: _fill(folder, config))
+                nothing = Commit(config.epoch, 0, [(0, 0)] * sources, 0, 0, None, [], 0)
+                create_if_new(path, config, lambda folder: fill_database(folder, nothing, ()))
             check(path, config)
             with explained(path, "opening it"):
                 database = _open_database(path / DATABASE, read_only)
                 try:
-                    store = cls(path, database, handle, _read_commit(path, database, config))
+                    store = cls(path, database, handle, _read_commit(path, database, config, sources), config)
                     if not read_only:
                         keep_config(path, config)
+                        drop_incoming(path)
                         store._drop_unlisted()
                 except BaseException:
                     database.close()
@@ -148,8 +130,10 @@ class StateStore:
         self.close()
 
     def close(self) -> None:
-        """Release the directory. What is not committed is lost."""
+        """Release the directory. What is not committed is lost, and exports come to their end."""
         if self._lock >= 0:
+            for export in self._exports:
+                export.close()
             with suppress(Exception):  # a disk that is full still is; nothing of the commit depends on this
                 self._database.close()
             os.close(self._lock)
@@ -159,63 +143,52 @@ class StateStore:
 
     def parts(self) -> Iterator[NamesPart | PackedPart]:
         """All that counts, in the order in which it is to be applied."""
-        for generation in self.commit.generations:
-            for sequence in range(generation.names):
-                yield self._names_part(self._segment(b"n", generation.number, sequence))
-            yield from self._packed_parts(generation)
+        pieces: list[Words] = []
+        try:
+            for generation, kind, sequence in self.commit.segments():
+                body = self._segment(key_of(kind, generation.number, sequence))
+                if kind == NAMES_KEY:
+                    yield parsed_names(body)
+                    continue
+                source, more, words = parsed_users(body)
+                pieces.append(words)
+                if not more:
+                    yield PackedPart(source, pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
+                    pieces = []
+                elif sequence == generation.users - 1:
+                    raise DamagedRecordError("the last segment of users is cut off")
+        except DamagedRecordError as error:
+            raise damaged(self.path, str(error)) from None
 
-    def _segment(self, kind: bytes, generation: int, sequence: int) -> bytes:
-        key = _key(kind, generation, sequence)
+    def _segment(self, key: bytes) -> bytes:
         with explained(self.path, "reading it"):
             stored: bytes | None = self._database.get(key)
-        if stored is None:
-            raise self._damaged(f"segment {sequence} of generation {generation} is missing")
-        return self._checked(key, stored, f"segment {sequence} of generation {generation}")
+        return self._checked(key, stored)
 
-    def _checked(self, key: bytes, stored: bytes, what: str) -> bytes:
-        """A stored value without its checksum."""
-        if len(stored) < _CRC.size or _CRC.unpack_from(stored)[0] != zlib.crc32(stored[_CRC.size :], zlib.crc32(key)):
-            raise self._damaged(f"{what} has another checksum")
-        return stored[_CRC.size :]
+    def _checked(self, key: bytes, stored: bytes | None) -> bytes:
+        try:
+            return unsealed(key, stored)
+        except DamagedRecordError as error:
+            raise damaged(self.path, str(error)) from None
 
     def items(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
         """Ids of items and their metadata (None: deleted), as of the commit or later (see the module)."""
-        prefix = _item_prefix(self.commit.metadata)
+        prefix = item_prefix(self.commit.metadata)
         with explained(self.path, "reading it"):
             entries = self._database.iter()
             entries.seek(prefix)
             while entries.valid() and (key := entries.key()).startswith(prefix):
                 item = key[len(prefix) :].decode(errors="replace")
-                yield item, json.loads(self._checked(key, entries.value(), f"the metadata of item {item}"))
+                yield item, json.loads(self._checked(key, entries.value()))
                 entries.next()
             entries.status()  # an error ends the entries, and is raised here
 
-    def _names_part(self, body: bytes) -> NamesPart:
-        if len(body) >= _NAMES.size:
-            kind, start, count = _NAMES.unpack_from(body)
-            begin = _NAMES.size + 2 * count
-            if begin <= len(body):
-                offsets = np.zeros(count + 1, np.int64)
-                np.cumsum(np.frombuffer(body, "<u2", count, _NAMES.size), out=offsets[1:])
-                return NamesPart(kind, start, body[begin:], offsets)
-        raise self._damaged("a segment of names does not parse")
-
-    def _packed_parts(self, generation: Generation) -> Iterator[PackedPart]:
-        pieces: list[Words] = []
-        for sequence in range(generation.users):
-            body = self._segment(b"s", generation.number, sequence)
-            if len(body) < _PACKED.size or len(body) % 4:
-                raise self._damaged("a segment of users does not parse")
-            source, more = _PACKED.unpack_from(body)
-            pieces.append(np.frombuffer(body, "<u4", offset=_PACKED.size).astype(np.uint32, copy=False))
-            if not more:
-                yield PackedPart(source, pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
-                pieces = []
-        if pieces:
-            raise self._damaged("the last segment of users is cut off")
-
-    def _damaged(self, what: str) -> StateError:
-        return damaged(self.path, what)
+    def export(self) -> StateExport:
+        """What is committed, to be read in any one thread while this store goes on."""
+        self._exports = [export for export in self._exports if not export.closed]
+        with explained(self.path, "reading it"):
+            self._exports.append(StateExport(self.path, meta_of(self._config), self.commit, self._database.snapshot()))
+        return self._exports[-1]
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -227,7 +200,7 @@ class StateStore:
         data = memoryview(words.astype("<u4", copy=False).tobytes())
         for at in range(0, len(data), PIECE):
             more = at + PIECE < len(data)
-            self._put_segment(b"s", self._users, _PACKED.pack(source, more) + data[at : at + PIECE])
+            self._put_segment(USERS_KEY, self._users, users_body(source, more, data[at : at + PIECE]))
             self._users += 1
 
     def write_names(self, kind: int, start: int, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> None:
@@ -236,9 +209,7 @@ class StateStore:
         while start < count:
             stop = int(np.searchsorted(offsets, offsets[start] + PIECE, "right")) - 1
             stop = min(max(stop, start + 1), start + PIECE // 8, count)
-            lengths = np.diff(offsets[start : stop + 1]).astype("<u2").tobytes()
-            text = data[offsets[start] : offsets[stop]].tobytes()
-            self._put_segment(b"n", self._names, _NAMES.pack(kind, start, stop - start) + lengths + text)
+            self._put_segment(NAMES_KEY, self._names, names_body(kind, start, stop, data, offsets))
             self._names += 1
             start = stop
 
@@ -248,7 +219,7 @@ class StateStore:
             self._metadata = self.commit.generation + 1
         for item, properties in items:
             text = json.dumps(properties, separators=(",", ":"), allow_nan=False)
-            self._put(_item_prefix(self._metadata) + item.encode(), text.encode())
+            self._put(item_prefix(self._metadata) + item.encode(), text.encode())
 
     def write_commit(
         self,
@@ -264,19 +235,19 @@ class StateStore:
         commit = Commit(self.commit.epoch, number, sources, users, items, input, listed, self._metadata)
         with explained(self.path, "writing to it"):
             self._wait_for_disk()
-            self._database.put(_COMMIT, _encoded(commit), self._synced)
+            self._database.put(_COMMIT, commit.encoded(), self._synced)
             self.commit = commit
             self._begin()
             if full and self._drop_unlisted():
                 self._give_space_back()
 
     def _put_segment(self, kind: bytes, sequence: int, body: bytes) -> None:
-        self._put(_key(kind, self.commit.generation + 1, sequence), body)
+        self._put(key_of(kind, self.commit.generation + 1, sequence), body)
         self._bytes += len(body)
 
     def _put(self, key: bytes, body: bytes) -> None:
         with explained(self.path, "writing to it"):
-            self._database.put(key, _CRC.pack(zlib.crc32(body, zlib.crc32(key))) + body)
+            self._database.put(key, sealed(key, body))
             self._unsynced_bytes += len(body)
             self._unflushed_bytes += len(body)
             if self._unflushed_bytes >= _FLUSH_EVERY:
@@ -301,7 +272,7 @@ class StateStore:
         dropped = False
         for kind, first, last in self._counting():
             for begin, end in ((0, first), (last + 1, _MOST)):
-                from_key, end_key = _key(kind, begin, 0), _key(kind, end, 0)
+                from_key, end_key = key_of(kind, begin, 0), key_of(kind, end, 0)
                 found: Any = next(iter(self._database.keys(from_key=from_key)), end_key)
                 if found < end_key:
                     self._database.delete_range(from_key, end_key)
@@ -312,22 +283,14 @@ class StateStore:
         self._database.flush()
         self._unflushed_bytes = 0
         for kind, first, _ in self._counting():
-            self._database.compact_range(_key(kind, 0, 0), _key(kind, first, 0))
+            self._database.compact_range(key_of(kind, 0, 0), key_of(kind, first, 0))
 
     def _counting(self) -> Iterator[tuple[bytes, int, int]]:
         """Kinds of keys, and from which generation to which one they count."""
         first = min((generation.number for generation in self.commit.generations), default=0)
-        yield b"n", first, self.commit.generation
-        yield b"s", first, self.commit.generation
-        yield b"p", self.commit.metadata, self.commit.metadata
-
-
-def _key(kind: bytes, generation: int, sequence: int) -> bytes:
-    return kind + generation.to_bytes(8, "big") + sequence.to_bytes(4, "big")
-
-
-def _item_prefix(generation: int) -> bytes:
-    return b"p" + generation.to_bytes(8, "big")
+        yield NAMES_KEY, first, self.commit.generation
+        yield USERS_KEY, first, self.commit.generation
+        yield ITEMS_KEY, self.commit.metadata, self.commit.metadata
 
 
 def _options(create: bool) -> Options:
@@ -346,30 +309,39 @@ def _open_database(path: Path, read_only: bool, create: bool = False) -> Rdict:
     return Rdict(str(path), _options(create))
 
 
-def _fill(path: Path, config: Config) -> None:
-    """A new database, in which nothing is committed."""
-    synced = WriteOptions()
+def fill_database(path: Path, commit: Commit, records: Iterable[tuple[bytes, bytes]]) -> None:
+    """Make a database that holds these records, as they were exported, and this commit."""
+    unlogged, synced = WriteOptions(), WriteOptions()
+    unlogged.disable_wal = True  # type: ignore[assignment, method-assign] # the stub takes it for a method
     synced.sync = True
-    nothing = Commit(config.epoch, 0, [(0, 0)] * config.retention.source_partitions, 0, 0, None, [], 0)
     database = _open_database(path, read_only=False, create=True)
-    database.put(_COMMIT, _encoded(nothing), synced)
-    database.close()
+    try:
+        unflushed = 0
+        for key, stored in records:
+            database.put(key, stored, unlogged)
+            unflushed += len(stored)
+            if unflushed >= _FLUSH_EVERY:
+                database.flush()
+                unflushed = 0
+        database.flush()
+        database.put(_COMMIT, commit.encoded(), synced)
+    finally:
+        database.close()
 
 
-def _encoded(commit: Commit) -> bytes:
-    text = json.dumps(asdict(commit), separators=(",", ":")).encode()
-    return _CRC.pack(zlib.crc32(text)) + text
-
-
-def _read_commit(path: Path, database: Rdict, config: Config) -> Commit:
+def _read_commit(path: Path, database: Rdict, config: Config, sources: int) -> Commit:
     stored: bytes | None = database.get(_COMMIT)
     if stored is None:
         raise damaged(path, "there is no commit record")
-    if len(stored) < _CRC.size or _CRC.unpack_from(stored)[0] != zlib.crc32(stored[_CRC.size :]):
-        raise damaged(path, "the commit record has another checksum")
-    found: dict[str, Any] = json.loads(stored[_CRC.size :])
-    if found["epoch"] != config.epoch:
+    try:
+        commit = Commit.decoded(stored)
+    except DamagedRecordError as error:
+        raise damaged(path, str(error)) from None
+    if commit.epoch != config.epoch:
         raise damaged(path, "the commit record is of another configuration than state.json")
-    found["sources"] = [(applied, watermark) for applied, watermark in found["sources"]]
-    found["generations"] = [Generation(**generation) for generation in found["generations"]]
-    return Commit(**found)
+    if len(commit.sources) != sources:
+        raise StateError(
+            f"{path}: the state {owner_of(commit)}, with {len(commit.sources)} source partition(s) in it where"
+            f" {sources} are expected: it cannot be used here; name another directory"
+        )
+    return commit

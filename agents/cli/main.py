@@ -7,19 +7,28 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
 from agents.cli.common import DIFFERENT, INTERNAL, OK, USAGE, NothingFound, UsageProblem
+from agents.cli.config import config
+from agents.cli.dead_letters import app as dead_letters
+from agents.cli.ingest import ingest
 from agents.cli.inspection import compare, inspect
 from agents.cli.models import rebuild, replay
+from agents.cli.patches import patches
 from agents.cli.queries import explain, recommend
 from agents.cli.system import demo, doctor
+from agents.cli.topics import app as topics
+from agents.cli.worker import worker
 
 EPILOG = (
     "Exit codes: 0 fine, 1 a difference or nothing found, 2 bad usage or input, 3 an internal error. "
     "CCO_TRACEBACK=1 shows where an error came from."
 )
+
+KAFKA_PACKAGES = ("aiohttp", "aiokafka", "faust", "prometheus_client", "structlog", "yarl")  # of the extra `kafka`
 
 app = typer.Typer(
     name="cco",
@@ -30,8 +39,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, replay, rebuild, recommend, explain, inspect, compare, doctor):
+for command in (demo, replay, rebuild, recommend, explain, inspect, compare, doctor, config, ingest, patches, worker):
     app.command()(command)
+app.add_typer(topics, name="topics")
+app.add_typer(dead_letters, name="dead-letters")
 
 
 def _report(message: str) -> None:
@@ -51,8 +62,15 @@ def _input_errors() -> tuple[type[Exception], ...]:
     from model_sync.contract import QueryError
     from model_sync.metadata import MetadataError
 
+    of_kafka: tuple[type[Exception], ...] = ()
+    with suppress(ModuleNotFoundError):  # without the extra `kafka` nothing can have raised these
+        from agents.kafka_client import KafkaProblem
+        from agents.patches_file import PatchError
+
+        of_kafka = (KafkaProblem, PatchError)
     return (
         ConfigError, DemoDataMissing, InputError, LimitError, MetadataError, QueryError, StateError, VocabularyError,
+        *of_kafka,
     )  # fmt: skip
 
 
@@ -86,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the command line's own usage errors
             _report(error.format_message())
             print("Try: cco --help, cco COMMAND --help", file=sys.stderr)
+            return USAGE
+        package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if package in KAFKA_PACKAGES:
+            _report(f"this needs the package {package}, which is not installed: pip install 'streaming-cco[kafka]'")
             return USAGE
         if isinstance(error, _input_errors()):
             _report(str(error))

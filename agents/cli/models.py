@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,11 +22,16 @@ from agents.cli.common import (
     progress,
     size_text,
 )
+from agents.cli.config import Brokers, TopicPrefix
 from agents.cli.inputs import STANDARD_OUTPUT, Intake, check_outputs, load_config, write_model
 
 if TYPE_CHECKING:
     from agents.engine import Engine
+    from agents.files import Chunk
     from agents.replay import ReplaySummary
+    from agents.settings import Settings
+    from cco.batch_fold import SourceBatch
+    from cco.events import EventParser
 
 ModelOut = Annotated[
     str | None,
@@ -45,7 +49,24 @@ Strict = Annotated[bool, typer.Option("--strict", help="Rejected records are an 
 
 
 def rebuild(
-    events: EventFiles,
+    events: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EVENTS", help="As for replay; or --log.", show_default=False),
+    ] = None,
+    log: Annotated[
+        bool, typer.Option("--log", help="Read the topic `interactions` instead, from its beginning.")
+    ] = False,
+    end_offsets: Annotated[
+        str | None,
+        typer.Option(
+            "--end-offsets",
+            metavar="P:N,... or FILE",
+            help="Where to end in each partition; a file holds JSON, as `cco ingest --json` prints.",
+            show_default=False,
+        ),
+    ] = None,
+    brokers: Brokers = None,
+    topic_prefix: TopicPrefix = None,
     config: ConfigFile = None,
     model: ModelOut = None,
     exact: Exact = False,
@@ -54,23 +75,36 @@ def rebuild(
     strict: Strict = False,
     json: JsonFlag = False,
 ) -> None:
-    """Compute the model of EVENTS in batch, without the stream's code: what `cco replay` is compared with."""
+    """Compute the model in batch, without the stream's code: what `cco replay` and workers are compared with."""
+    from agents.settings import load_settings
     from cco.batch import rebuild as compute
-    from cco.event_data import EventBatch
     from cco.events import EventParser
     from cco.model_file import encode
     from cco.vocabulary import Vocabulary
     from model_sync.metadata import change_problem
 
-    check_outputs(model, json, dead_letters, events, config)
-    settings = load_config(config)
+    if log == bool(events):
+        raise UsageProblem("name what to read: either EVENTS or --log")
+    if not log and (end_offsets or brokers or topic_prefix):
+        raise UsageProblem("--end-offsets, --brokers and --topic-prefix go with --log")
+    check_outputs(model, json, dead_letters, events or (), config)
+    kafka: Settings | None = None
+    if log:
+        settings, kafka = load_settings(config, {"brokers": brokers, "topic_prefix": topic_prefix})
+    else:
+        settings = load_config(config)
     users, items = Vocabulary(), Vocabulary()
-    intake = Intake(strict, dead_letters)
+    parser = EventParser(settings, users, items, change_problem)
+    intake, offsets = Intake(strict, dead_letters), dict[str, int]()
     begin = time.perf_counter()
     with progress("reading", quiet=json) as bar:
 
-        def batches() -> Iterator[EventBatch]:
-            yield from intake.read(events, EventParser(settings, users, items, change_problem), bar)
+        def batches() -> Iterator[SourceBatch]:
+            if kafka is None:
+                yield from intake.read(events or (), parser, bar)
+            else:
+                with intake.taking(bar) as take:
+                    yield from _of_log(kafka, parser, end_offsets, take, offsets)
             bar(1, None, "computing the rows")
 
         computed = compute(settings, batches(), users, items, threads=threads)
@@ -91,7 +125,23 @@ def rebuild(
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    _show(report, model, json)
+    _show(report | {"offsets": offsets} if log else report, model, json)
+
+
+def _of_log(
+    kafka: Settings, parser: EventParser, ends: str | None, take: Callable[[Chunk], None], offsets: dict[str, int]
+) -> Iterator[SourceBatch]:
+    """What the topic says; `offsets` learns how far each partition was read. Raises KafkaProblem, UsageProblem."""
+    from agents.kafka_log import OffsetsError, parse_ends, read_log
+
+    try:
+        wanted = None if ends is None else parse_ends(ends)
+    except OffsetsError as error:
+        raise UsageProblem(f"--end-offsets: {error}") from None
+    for chunk in read_log(kafka, parser, wanted):
+        take(chunk)
+        offsets[str(chunk.file)] = chunk.record
+        yield chunk.file, chunk.batch
 
 
 def replay(
@@ -173,9 +223,11 @@ def _figures(engine: Engine, done: ReplaySummary) -> dict[str, Any]:
         "worst_staleness_seconds": round(stats["worst_staleness_seconds"], 3),
     }
     if done.checkpoints is not None:
-        figures["state"] = asdict(done.checkpoints)
+        figures["state"] = {name: getattr(done.checkpoints, name) for name in _OF_CHECKPOINTS}
     return figures
 
+
+_OF_CHECKPOINTS = ("commits", "full_cuts", "bytes_written", "longest_pause")
 
 _LABELS = {
     "events": "events accepted",
@@ -208,6 +260,8 @@ def _show(report: dict[str, Any], model: str | None, json: bool) -> None:
             text = f"{size_text(value)}, {model}" if model else "not written (--model FILE writes it)"
         elif key.endswith("bytes"):
             text = size_text(value)
+        elif key == "offsets":
+            text = ", ".join(f"{partition}:{offset}" for partition, offset in value.items()) or "none"
         elif isinstance(value, list):
             text = ", ".join(map(_number, value))
         elif isinstance(value, dict):

@@ -6,19 +6,24 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rocksdict import Options, Rdict
 
-from agents.checkpoint import Checkpointer, restore
+from agents.checkpoint import Checkpointer, restore_stages
 from agents.engine import Engine
+from agents.engine_state import restore
 from agents.state_errors import StateError
 from agents.state_store import StateStore
 from cco.batch import rebuild
 from cco.config import Config, Indicator, Retention
 from cco.model_file import encode
+from cco.user_stage import UserStage
 from cco.vocabulary import Vocabulary
 from tests.cco.histories import Event, oracle_of, to_batch
 
@@ -145,3 +150,64 @@ def child(code: str, *arguments: object, **options: Any) -> subprocess.Completed
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False, **options)
+
+
+LOG_OF = {"topic": "interactions", "partitions": 1, "item_partitions": 4, "cluster": "one"}
+ONE_SOURCE = CONFIG.model_copy(update={"retention": Retention()})
+
+
+def at(offset: int, partition: int = 0, **changed: Any) -> dict[str, Any]:
+    """What a worker commits beside its state."""
+    return {**LOG_OF, **changed, "partition": partition, "offset": offset}
+
+
+class Source:
+    """A source partition as a worker keeps it, which knows how far in its log it is."""
+
+    def __init__(self, config: Config = ONE_SOURCE) -> None:
+        self.config, self.offset = config, 0
+        self.users, self.items = Vocabulary(), Vocabulary()
+        self.stage = UserStage(config, self.users, self.items)
+        self.user_stages = (self.stage,)
+
+    def take_changed_items(self, everything: bool = False) -> tuple[int, ...]:
+        return ()
+
+    def properties(self, item: str) -> None:
+        return None
+
+    def restore(self, store: StateStore) -> None:
+        restore_stages(store, self)
+        self.offset = (store.commit.input or {"offset": 0})["offset"]
+
+    def feed(self, log: list[Event], more: int) -> None:
+        """Apply so many more events of the log."""
+        part = log[self.offset : self.offset + more]
+        for _ in self.stage.ingest(to_batch(self.config, part, self.users, self.items)):
+            pass
+        self.offset += len(part)
+
+    def position(self) -> dict[str, Any]:
+        return at(self.offset)
+
+    def check(self, log: list[Event]) -> None:
+        """Histories, memberships and watermark are those after the log up to here."""
+        oracle = oracle_of(self.config, log[: self.offset])
+        names = self.config.indicator_names
+        for user, histories in oracle.users.items():
+            index = self.users.index(user)
+            assert index is not None
+            found = {}
+            for name, (items, times) in zip(names, self.stage.history(index), strict=True):
+                found[name] = dict(zip(self.items.names(items), times.tolist(), strict=True))
+            assert found == histories
+        assert self.stage.members == len(oracle.members())
+        assert [self.stage.watermark] == oracle.watermarks
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+    """Wait until it holds; an AssertionError says `what` did not come."""
+    deadline, nothing = time.monotonic() + seconds, threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come in {seconds} s"
+        nothing.wait(0.002)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.checkpoint import save
 from agents.engine import Engine
+from agents.engine_state import save
 from agents.files import read_events
 from agents.replay import replay
 from agents.state_errors import StateError

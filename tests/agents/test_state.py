@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.checkpoint import save
 from agents.engine import Engine
+from agents.engine_state import save
 from agents.state_store import USERS, NamesPart, PackedPart, StateStore
 from cco.config import Config
 from cco.vocabulary import Vocabulary
@@ -25,7 +23,6 @@ from tests.agents.states import (
     feed,
     keys_of,
     made_up_log,
-    make_state,
     model_of,
     opened,
 )
@@ -66,18 +63,6 @@ def test_a_saved_engine_loads_as_it_was(case: tuple[Config, list[Event]]) -> Non
         engine.drain()
         loaded = Engine.load(path, config)
         assert model_of(loaded) == model_of(engine) == batch_model(config, log)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state of three commits, at 500, 1000 and 1500 events of LOG."""
-    return make_state(tmp_path_factory.mktemp("made") / "state")
-
-
-@pytest.fixture
-def state(made: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be spoilt."""
-    return Path(shutil.copytree(made, tmp_path / "state"))
 
 
 def test_the_state_for_the_following_tests_is_a_good_one(state: Path) -> None:

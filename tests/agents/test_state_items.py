@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.checkpoint import Checkpointer, restore, save
+from agents.checkpoint import Checkpointer
 from agents.engine import Engine
+from agents.engine_state import restore, save
 from agents.replay import replay
 from agents.state_errors import StateError
 from agents.state_store import StateStore

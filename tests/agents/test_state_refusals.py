@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +26,11 @@ from tests.agents.states import (
     child,
     feed,
     keys_of,
-    make_state,
     model_of,
     opened,
     raw,
     refusal,
 )
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state of three commits, at 500, 1000 and 1500 events of LOG."""
-    return make_state(tmp_path_factory.mktemp("made") / "state")
-
-
-@pytest.fixture
-def state(made: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be spoilt."""
-    return Path(shutil.copytree(made, tmp_path / "state"))
-
 
 # -- refusals: other directories, other configurations --------------------------------------------------
 
@@ -276,17 +261,6 @@ def test_a_full_disk_stops_the_replay_and_leaves_the_last_commit(tmp_path: Path)
     assert "is full: the state stays at its last commit" in said.stdout, said
     assert not said.stderr
     check_goes_on(events, path)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk can be mounted by root only; the limit on files was tested")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_small_disk_stops_the_replay_and_leaves_the_last_commit(small_disk: Path, tmp_path: Path) -> None:

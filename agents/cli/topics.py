@@ -1,0 +1,148 @@
+"""`cco topics`: making, checking and looking into the topics that workers use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from agents.cli.common import DIFFERENT, JsonFlag, NothingFound, add_plain_row, out, print_json
+from agents.cli.config import Brokers, SettingsFile, TopicPrefix
+
+if TYPE_CHECKING:
+    from agents.settings import Settings
+    from agents.topics import TopicFound
+    from cco.config import Config
+
+app = typer.Typer(
+    help="The topics that workers use: make them, check them, look into them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+RetentionDays = Annotated[
+    int | None,
+    typer.Option(
+        "--retention-days",
+        min=1,
+        max=100_000,
+        help="How long interactions are kept. Default: for ever, so that states can always be made again from them.",
+        show_default=False,
+    ),
+]
+
+
+@app.command("create")
+def create(
+    file: SettingsFile = None,
+    brokers: Brokers = None,
+    prefix: TopicPrefix = None,
+    retention_days: RetentionDays = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas",
+            min=1,
+            max=100,
+            help="Copies of each new partition. Default: 3, or as many as there are brokers.",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Make the topics that are missing, and check those that are there. Exit code 1 if one of them does not fit."""
+    import asyncio
+
+    from agents.topics import create_topics
+
+    config, settings = _load(file, brokers, prefix)
+    retention = _seconds(retention_days)
+    done = asyncio.run(create_topics(config, settings, retention=retention, replicas=replicas))
+    if json:
+        print_json({"ok": not done.problems, "created": done.topics, "problems": done.problems})
+    else:
+        print("\n".join([*(f"{name}: created" for name in done.topics), *done.problems]) or "all topics are there")
+    if done.problems:
+        raise typer.Exit(DIFFERENT)
+
+
+@app.command("check")
+def check(
+    file: SettingsFile = None,
+    brokers: Brokers = None,
+    prefix: TopicPrefix = None,
+    retention_days: RetentionDays = None,
+    json: JsonFlag = False,
+) -> None:
+    """Name every difference between how the topics must be and how they are. Exit code 1 if there is one."""
+    import asyncio
+
+    from agents.topics import check_topics
+
+    config, settings = _load(file, brokers, prefix)
+    problems = asyncio.run(check_topics(config, settings, retention=_seconds(retention_days)))
+    if json:
+        print_json({"ok": not problems, "problems": problems})
+    else:
+        print("\n".join(problems) or "the topics are as they must be")
+    if problems:
+        raise typer.Exit(DIFFERENT)
+
+
+@app.command("describe")
+def describe(
+    file: SettingsFile = None, brokers: Brokers = None, prefix: TopicPrefix = None, json: JsonFlag = False
+) -> None:
+    """Show the topics: settings, and for each partition its leader, its first offset and the one after its last."""
+    import asyncio
+
+    from agents.topics import describe_topics, topic_specs
+
+    config, settings = _load(file, brokers, prefix)
+    found = asyncio.run(describe_topics(config, settings))
+    there = {topic.name for topic in found}
+    missing = [spec.name for spec in topic_specs(config, settings) if spec.name not in there]
+    if json:
+        print_json(_document(found, missing))
+    else:
+        _print(found, missing)
+    if not found:
+        raise NothingFound(f"Kafka at {settings.brokers} has none of the topics: `cco topics create` makes them")
+
+
+def _load(file: Any, brokers: str | None, prefix: str | None) -> tuple[Config, Settings]:
+    from agents.settings import load_settings
+
+    return load_settings(file, {"brokers": brokers, "topic_prefix": prefix})
+
+
+def _seconds(days: int | None) -> float | None:
+    from agents.topics import DAY
+
+    return None if days is None else float(days * DAY)
+
+
+def _document(found: list[TopicFound], missing: list[str]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"topics": [asdict(topic) for topic in found], "missing": missing}
+
+
+def _print(found: list[TopicFound], missing: list[str]) -> None:
+    for topic in found:
+        print(f"{topic.name}: {', '.join(f'{key}={value}' for key, value in topic.settings.items())}")
+    for name in missing:
+        print(f"{name}: is missing")
+    if not found:
+        return
+    print()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("topic")
+    for name in ("partition", "leader", "replicas", "begin", "end"):
+        table.add_column(name, justify="right")
+    for topic in found:
+        for part in topic.partitions:
+            numbers = (part.partition, part.leader, part.replicas, part.begin, part.end)
+            add_plain_row(table, topic.name, *("none" if number is None else f"{number:,}" for number in numbers))
+    out().print(table)

@@ -1,0 +1,271 @@
+"""The item agent: messages of edits through the item stages, patches to the index and the sink.
+
+A shell: it moves bytes, on the event loop, and leaves what they mean to `ItemPartition`, on the compute thread.
+An item partition begins with a claim, asks every source to fill it, and publishes once it is filled. Whatever
+is lost on the way makes it begin anew: its state is derived from that of the user stages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from aiokafka import AIOKafkaProducer
+
+from agents.item_partition import Fate, ItemPartition
+from agents.log import get_logger
+from agents.metrics import Metrics
+from agents.patch_sinks import PatchRecords, Sink, patch_records
+from agents.settings import Settings
+from agents.transport import BrokenOrderError, Fetched
+from cco.config import Config
+from cco.delivery import claim_message
+from cco.row_counter import MapLike
+from model_sync.memory import MemoryIndex
+
+ASK_SECONDS = 1.0  # between two requests to a source that has not begun to answer
+STALL_SECONDS = 15.0  # without any progress of a fill, after which it is asked for anew
+QUIET_SECONDS = 0.3  # without edits, after which rows that are not due are refreshed
+IDLE_SECONDS = 0.1  # between two looks at rows when nothing is due
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What an item partition asks of sources, over `control`."""
+
+    epoch: str
+    partition: int
+    claim: int
+    sources: list[int]
+
+
+@dataclass(slots=True)
+class _Owned:
+    """An item partition of this worker."""
+
+    partition: ItemPartition
+    index: MemoryIndex
+    log_end: int = 0
+    heard: float = 0.0  # clock time of the last message
+    asked: float = 0.0
+    progress: tuple[int, float] = (0, 0.0)  # of the fill, and when it was seen
+    unsent: int = 0  # patches on their way
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class ItemAgent:
+    """All item partitions of a worker. Methods run on the event loop.
+
+    `begin(partition, offset)` makes the consumer read a partition of `edits` from there on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        settings: Settings,
+        metrics: Metrics,
+        producer: AIOKafkaProducer,
+        compute: Executor,
+        map_chunks: MapLike,
+        sink: Sink,
+        begin: Callable[[int, int], Awaitable[None]],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._config, self._settings, self._metrics = config, settings, metrics
+        self._producer, self._compute, self._map_chunks, self._sink = producer, compute, map_chunks, sink
+        self._begin, self._failed = begin, failed
+        self._owned: dict[int, _Owned] = {}
+        self.fenced: dict[int, float] = {}  # partitions that another worker has claimed, and the clock time of it
+        self.topic = settings.topic("edits")
+        self._wake = asyncio.Event()
+
+    def owned(self) -> dict[int, ItemPartition]:
+        """The item partitions that are ours, by number."""
+        return {partition: owned.partition for partition, owned in self._owned.items()}
+
+    def index(self, partition: int) -> MemoryIndex:
+        """What was published of an item partition by this worker."""
+        return self._owned[partition].index
+
+    def is_exact(self, partition: int) -> bool:
+        """Whether every row in the index and the sink is as the model at the position that is applied."""
+        owned = self._owned[partition]
+        return owned.partition.exact and owned.unsent == 0
+
+    def log_end(self, partition: int) -> int:
+        """The offset after the last message of `edits` that is known to be in the log."""
+        owned = self._owned[partition]
+        return max(owned.log_end, owned.partition.position)
+
+    def position(self, partition: int) -> int | None:
+        """Where to read an item partition; None before it has claimed."""
+        owned = self._owned.get(partition)
+        return None if owned is None else owned.partition.position
+
+    # -- assignment ---------------------------------------------------------------------------------
+
+    async def claim(self, partition: int) -> None:
+        """Begin, or begin anew: claim the partition, read it from there on, ask all sources."""
+        config, partitions = self._config, self._settings.item_partitions
+        sources = config.retention.source_partitions
+        message = claim_message(config.epoch, sources, partition, partitions, secrets.randbits(64))
+        sent = await self._producer.send_and_wait(self.topic, value=message, partition=partition)
+        of_items = ItemPartition(config, partition, partitions, sent.offset, self.topic, self._map_chunks)
+        self._owned[partition] = _Owned(of_items, MemoryIndex(config, of_items.items), progress=(0, time.monotonic()))
+        self.fenced.pop(partition, None)
+        self._metrics.own_item_partition(partition)
+        get_logger(topic=self.topic, partition=partition).info("claimed", claim=sent.offset)
+        await self._begin(partition, of_items.position)
+        await self._ask(self._owned[partition])
+
+    def close(self, partition: int) -> None:
+        """Give a partition up; its state is of no use to anybody."""
+        self.fenced.pop(partition, None)
+        if self._owned.pop(partition, None) is not None:
+            self._metrics.release_item_partition(self.topic, partition)
+
+    async def _ask(self, owned: _Owned) -> None:
+        inbox = owned.partition.inbox
+        if not inbox.waiting:
+            return
+        owned.asked = time.monotonic()
+        request = Request(self._config.epoch, owned.partition.partition, inbox.claim, inbox.waiting)
+        await self._producer.send(self._settings.topic("control"), value=msgspec.json.encode(request), partition=0)
+        self._metrics.resyncs_asked.labels(owned.partition.partition).inc(len(inbox.waiting))
+
+    async def tick(self) -> None:
+        """Ask again where nobody has begun to answer; begin anew where an answer has stopped.
+
+        And where another worker claimed the partition, but the group says that it is ours: that worker had it while
+        we were out. If it is we who are outdated, the group tells us within the session timeout.
+        """
+        now = time.monotonic()
+        for number, since in list(self.fenced.items()):
+            if now - since > self._settings.session_timeout:
+                await self.claim(number)
+        for number, owned in list(self._owned.items()):
+            partition = owned.partition
+            if partition.inbox.filled:
+                continue
+            if partition.progress != owned.progress[0]:
+                owned.progress = (partition.progress, now)
+            if partition.inbox.waiting:
+                if now - owned.asked >= ASK_SECONDS:
+                    await self._ask(owned)
+            elif now - owned.progress[1] > STALL_SECONDS:
+                get_logger(topic=self.topic, partition=number).warning("a fill has stopped: asking anew")
+                await self.claim(number)
+
+    # -- edits --------------------------------------------------------------------------------------
+
+    async def process(self, fetched: Fetched) -> None:
+        """Apply a fetch of edits messages."""
+        number = fetched.tp.partition
+        owned = self._owned.get(number)
+        if owned is None:
+            return
+        async with owned.turn:
+            if self._owned.get(number) is not owned or fetched.end <= owned.partition.position:
+                return
+            if fetched.start > owned.partition.position:
+                raise BrokenOrderError(self.topic, number, owned.partition.position, fetched.start)
+            await self._take(owned, fetched)
+
+    async def _take(self, owned: _Owned, fetched: Fetched) -> None:
+        partition, number = owned.partition, fetched.tp.partition
+        owned.log_end = max(fetched.end, fetched.log_end or 0)
+        records = [record for record in fetched.records if record.offset >= partition.position]
+        loop = asyncio.get_running_loop()
+        owned.heard = time.monotonic()
+        taken = await loop.run_in_executor(self._compute, partition.take, records, fetched.end, owned.heard)
+        metrics, log = self._metrics, get_logger(topic=self.topic, partition=number)
+        metrics.fetch_records.observe(len(fetched.records), self.topic)
+        metrics.edits_applied.labels(number).inc(taken.edits)
+        metrics.messages_dropped.labels(number).inc(taken.dropped)
+        for letter in taken.letters:
+            record = letter.to_record()
+            await self._producer.send(
+                self._settings.topic("dead-letters"), key=record.key, value=record.value, headers=record.headers
+            )
+        metrics.refused(letter.code for letter in taken.letters)
+        if taken.filled:
+            log.info("filled", items=len(partition.items), users=partition.facts.members)
+        if taken.fate is Fate.BEGINS_ANEW:
+            metrics.gaps.labels(number).inc()
+            log.warning("edits were lost: beginning anew", position=partition.inbox.position)
+            await self.claim(number)
+        elif taken.fate is Fate.FENCED:
+            log.warning("another worker has claimed the partition: leaving it alone")
+            self.close(number)
+            self.fenced[number] = time.monotonic()
+        self._wake.set()
+
+    # -- rows ---------------------------------------------------------------------------------------
+
+    async def publish_forever(self) -> None:
+        """Count due rows and send their patches, as fast as the sink takes them."""
+        while True:
+            worked = False
+            for number, owned in list(self._owned.items()):
+                if owned.partition.inbox.countable:
+                    worked |= await self._publish(number, owned)
+            if not worked:
+                self._wake.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), IDLE_SECONDS)
+
+    async def _publish(self, number: int, owned: _Owned) -> bool:
+        """One step; answers whether there may be more to do at once."""
+        loop, partition = asyncio.get_running_loop(), owned.partition
+        now = time.monotonic()
+        counted = partition.stage.rows_counted
+        quiet = now - owned.heard > QUIET_SECONDS
+        more, ages, times, records = await loop.run_in_executor(self._compute, self._count, owned, now, quiet)
+        self._metrics.rows_counted.labels(number).inc(partition.stage.rows_counted - counted)
+        if records is not None and self._owned.get(number) is owned:
+            owned.unsent += 1
+            future = await self._sink.send(records)
+            future.add_done_callback(lambda done: self._arrived(owned, records, times, done))
+        elif times:
+            self._metrics.latency.observe([time.time() - then for then in times])
+        if ages.size:
+            self._metrics.row_age.observe(ages)
+        return more
+
+    def _count(
+        self, owned: _Owned, now: float, quiet: bool
+    ) -> tuple[bool, npt.NDArray[np.float64], list[float], PatchRecords | None]:
+        """On the compute thread: is there more to do, ages of rows, events that have all their rows out, patches."""
+        partition, nothing = owned.partition, np.zeros(0)
+        counted = partition.stage.rows_counted
+        patches, times = partition.publish(now)
+        if patches is None and quiet and not partition.stage.due():
+            patches = partition.refresh(now)
+        ages = partition.stage.ages if partition.stage.rows_counted > counted else nothing
+        more = patches is not None or bool(partition.stage.due())
+        if patches is None or not len(patches.rows):
+            return more, ages, times, None
+        owned.index.apply(patches)
+        records = patch_records(self._config, partition.items, patches, partition.partition, partition.inbox.claim)
+        return more, ages, times, records
+
+    def _arrived(self, owned: _Owned, records: PatchRecords, times: list[float], done: asyncio.Future[Any]) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is not None:
+            self._failed(error)
+            return
+        owned.unsent -= 1
+        self._metrics.patches_sent.labels(records.partition).inc(len(records.records))
+        self._metrics.fields_sent.labels(records.partition).inc(records.fields)
+        if times:
+            self._metrics.latency.observe([time.time() - then for then in times])

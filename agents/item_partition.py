@@ -1,0 +1,173 @@
+"""One item partition in a worker: messages of edits in, patches out. No I/O.
+
+Everything here runs on the worker's compute thread, one call at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+from agents.dead_letters import DeadLetter
+from cco.config import Config
+from cco.delivery import Inbox, Verdict
+from cco.edits_message import Kind, MessageError, decode, decode_header
+from cco.item_stage import ItemStage
+from cco.row_counter import MapLike
+from cco.rows import Patches
+from cco.vocabulary import Vocabulary, VocabularyError
+
+REFRESH_ITEMS = 256  # counted in one step when there is nothing else to do
+PUBLISH_ITEMS = 128  # counted between two looks at the clock
+FACTS_SECONDS, FACTS_SIZED = 0.1, 5.0  # between two looks at how things are, and at how large
+MAX_WAITING = 100_000  # times of messages kept for the latency of their patches
+EVENT_TIME = "event-time"  # header of an edits message: milliseconds, of the oldest record in its range
+
+
+class Fate(Enum):
+    """What becomes of the partition after some messages."""
+
+    GOES_ON = auto()
+    BEGINS_ANEW = auto()
+    FENCED = auto()
+
+
+@dataclass(slots=True)
+class Taken:
+    """What some messages did."""
+
+    fate: Fate = Fate.GOES_ON
+    edits: int = 0
+    dropped: int = 0
+    letters: list[DeadLetter] = field(default_factory=list)
+    filled: bool = False  # every source has just told everything
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the compute thread lets others see of an item partition."""
+
+    due: int = 0
+    stale_since: float | None = None  # clock time since which the row that is longest out of date is so
+    members: int = 0
+    nbytes: dict[str, int] = field(default_factory=dict)  # by structure
+    sized: float = -FACTS_SIZED  # clock time of `nbytes`
+
+    def staleness(self, now: float) -> float:
+        """Seconds since the row that is longest out of date was exact."""
+        return 0.0 if self.stale_since is None else max(0.0, now - self.stale_since)
+
+
+class ItemPartition:
+    """One life of the item stage of `partition` of `partitions`: it begins with a claim, empty.
+
+    A defect in a message is no defect of the log: a message that cannot be read is a dead letter, and the gap
+    that it leaves is healed like any other.
+    """
+
+    def __init__(
+        self, config: Config, partition: int, partitions: int, claim: int, topic: str, map_chunks: MapLike = map
+    ) -> None:
+        self.partition, self.topic = partition, topic
+        self.users, self.items = Vocabulary(), Vocabulary()
+        self.stage = ItemStage(config, self.users, self.items, partition, partitions, map_chunks, index_is_empty=False)
+        self.inbox = Inbox(config.epoch, config.retention.source_partitions, partition, partitions, claim)
+        self.position = claim + 1  # offset of the next message to apply
+        self.progress = 0  # messages of our sources that were taken: shows that a fill goes on
+        self.waiting: list[float] = []  # times, epoch seconds, of events whose rows may still be due
+        self.exact = False  # every row in the index is as the model at `inbox.position`
+        self.facts = Facts()
+        self._looked = -FACTS_SECONDS
+        self._config = config
+
+    def take(self, records: Sequence[Any], end: int, now: float) -> Taken:
+        """Apply messages (aiokafka's records) from `position` on; `end` is the offset after the last of them."""
+        taken = Taken()
+        self.exact = False
+        for record in records:
+            verdict = self._take_one(record, now, taken)
+            if verdict is Verdict.BEGIN_ANEW:
+                taken.fate = Fate.BEGINS_ANEW
+                return taken
+            if verdict is Verdict.FENCED:
+                taken.fate = Fate.FENCED
+                return taken
+            taken.dropped += verdict is Verdict.DROP
+        self.position = end
+        self._look(now)
+        return taken
+
+    def _take_one(self, record: Any, now: float, taken: Taken) -> Verdict:
+        try:
+            header = decode_header(record.value)
+            was_filled = self.inbox.filled
+            verdict = self.inbox.take(header, record.offset)
+            if verdict is Verdict.APPLY:
+                self.progress += 1
+                if header.kind is not Kind.FILL or not header.last:
+                    edits = decode(record.value, self.users, self.items, self._config)
+                    self.stage.apply(edits, now)
+                    taken.edits += edits.op.size
+                if self.inbox.filled:
+                    self._note_time(record)
+                    if not was_filled:
+                        self.stage.make_all_due(now)
+                        taken.filled = True
+        except (MessageError, VocabularyError) as error:
+            taken.letters.append(self._letter(record, f"this edits message cannot be read: {error}"))
+            return Verdict.BEGIN_ANEW
+        if verdict is Verdict.FOREIGN:
+            taken.letters.append(
+                self._letter(
+                    record,
+                    f"edits of another configuration (epoch {header.epoch}, {header.sources} source and"
+                    f" {header.partitions} item partitions): do all workers have the same cco.toml?",
+                )
+            )
+        return verdict
+
+    def _letter(self, record: Any, reason: str) -> DeadLetter:
+        return DeadLetter(
+            "message", reason, self.topic, self.partition, record.offset, record.timestamp, record.key, record.value,
+            tuple(record.headers),
+        )  # fmt: skip
+
+    def _note_time(self, record: Any) -> None:
+        if len(self.waiting) < MAX_WAITING:
+            self.waiting += [int(value) / 1000 for name, value in record.headers if name == EVENT_TIME]
+
+    # -- rows ---------------------------------------------------------------------------------------
+
+    def publish(self, now: float) -> tuple[Patches | None, list[float]]:
+        """Count some due rows. Answers patches, and the event times that have all their rows in patches by now."""
+        if not self.inbox.countable:
+            return None, []
+        patches = self.stage.publish(now, PUBLISH_ITEMS)
+        done: list[float] = []
+        if not self.stage.due():
+            done, self.waiting = self.waiting, []
+        self._look(now, at_once=not self.stage.due())
+        return patches, done
+
+    def refresh(self, now: float) -> Patches | None:
+        """For idle times: count some rows that are out of date, due or not; None when every row is exact."""
+        if not self.inbox.countable:
+            return None
+        patches = self.stage.refresh(now, REFRESH_ITEMS)
+        self.exact = patches is None
+        self._look(now, at_once=self.exact)
+        return patches
+
+    def _look(self, now: float, at_once: bool = False) -> None:
+        if now - self._looked < FACTS_SECONDS and not at_once:
+            return
+        self._looked = now
+        staleness = self.stage.staleness(now)
+        facts = self.facts
+        facts.due, facts.members = self.stage.due(), self.stage.members
+        facts.stale_since = now - staleness if staleness else None
+        if now - facts.sized >= FACTS_SIZED:
+            ids = self.users.nbytes() + self.items.nbytes()
+            facts.nbytes, facts.sized = {"item stages": self.stage.nbytes(), "ids of item stages": ids}, now

@@ -1,0 +1,179 @@
+"""A Faust transport that hands an agent a whole fetch as one event, and begins where the agent's state stands.
+
+Faust moves one message at a time, 13,000 a second; a fetch of thousands of records costs it the same. This
+file knows the inside of Faust 0.15.3 in four places, and `hook_problems` says which of them an upgrade has broken:
+
+- `Consumer.getmany`: yields (partition, message); ours yields one message a partition and fetch, whose value
+  is a `Fetched`;
+- `Consumer.perform_seek`: runs after every rebalance, before the flow goes on; ours seeks to positions of
+  ours and keeps partitions paused whose state is not there yet;
+- `App._new_transport`, by which an app gets the transport, and `Transport.Consumer`.
+
+The topics are to be declared with `acks=False`: what is committed to Kafka is for lag monitors alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import faust
+from aiokafka.errors import IllegalStateError
+from faust.transport.consumer import Consumer as BaseConsumer
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+FAUST = "0.15.3"  # the version whose inside this file knows
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Records of one partition, in order, that follow each other in the log."""
+
+    tp: TP
+    start: int  # the offset that was asked for: the log has nothing between it and the first record
+    end: int  # the offset after the last record
+    records: Sequence[Any]  # aiokafka.ConsumerRecord
+    seek: int  # number of the seek that this was read after: of another one, it is stale
+    log_end: int | None  # offset after the last record of the partition, as far as is known
+
+
+class BrokenOrderError(RuntimeError):
+    """Records are missing between where a stage stands and what it is given: deleted from the log, or lost on the way.
+
+    The worker must stop and begin from its state, which then says whether the log still has what it needs.
+    """
+
+    def __init__(self, topic: str, partition: int, position: int, found: int) -> None:
+        super().__init__(f"{topic}-{partition}: the next record to apply is {position}, and the first there is {found}")
+
+
+class Positions(Protocol):
+    """Who knows where to read each partition. Called on the event loop."""
+
+    def position(self, tp: TP) -> int | None:
+        """The offset to read next; None keeps the partition paused until `BatchConsumer.begin`."""
+
+    def assigned(self, tps: set[TP]) -> None:
+        """These partitions are ours now, and no others."""
+
+
+class BatchConsumer(driver.Consumer):
+    """Yields whole fetches, and seeks to the positions of `app.positions`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seeks: dict[TP, int] = {}  # how often each partition was sought
+        self._next: dict[TP, int] = {}  # the offset that the next fetch must begin with
+        self._doubted: dict[TP, int] = {}  # the one at which a fetch began too late
+
+    @property
+    def positions(self) -> Positions:
+        """The app's."""
+        return cast(BatchApp, self.app).positions
+
+    async def perform_seek(self) -> None:
+        """After a rebalance: read on where the state stands. Nothing fetched before counts."""
+        tps = {TP(tp.topic, tp.partition) for tp in self.assignment()}
+        self.positions.assigned(tps)
+        for tp in sorted(tps):
+            self._read_offset[tp] = self._committed_offset[tp] = None
+            self.seeks[tp] = self.seeks.get(tp, 0) + 1
+            self._next.pop(tp, None)
+            position = self.positions.position(tp)
+            if position is None:
+                self.pause_partitions({tp})
+            else:
+                await self._seek_to(tp, position)
+
+    async def begin(self, tp: TP, position: int) -> None:
+        """Read a partition that was kept paused. One that is no longer ours is left alone."""
+        self.seeks[tp] = self.seeks.get(tp, 0) + 1
+        with suppress(IllegalStateError):
+            await self._seek_to(tp, position)
+            self.resume_partitions({tp})
+
+    async def _seek_to(self, tp: TP, position: int) -> None:
+        await self._seek(tp, position)
+        self._next[tp] = position
+        self._read_offset[tp] = None  # what Faust remembers of it would drop a fetch that begins before
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+        """One message for each partition of a fetch. What is fetched and not handed over is sought again."""
+        seeks = dict(self.seeks)
+        fetched, active = await self._wait_next_records(timeout)
+        if fetched is None or self.should_stop:
+            return
+        for key, records in fetched.items():
+            tp = TP(key.topic, key.partition)
+            if not records or tp not in self._next:
+                continue
+            if (
+                not self.flow_active  # a rebalance has begun
+                or self.seeks[tp] != seeks.get(tp)  # fetched before the last seek, or after it: nobody knows
+                or (tp not in (active or ()) and tp not in self._buffered_partitions)
+                or self._is_doubtful(tp, records[0].offset)
+            ):
+                with suppress(IllegalStateError):  # no longer ours
+                    await self._seek(tp, self._next[tp])
+                continue
+            end = records[-1].offset + 1
+            batch = Fetched(tp, self._next[tp], end, records, self.seeks[tp], self.highwater(tp))
+            self._next[tp] = end
+            message = self._to_message(tp, records[-1])
+            message.value, message.key = cast(Any, batch), None
+            yield tp, message
+
+    def _is_doubtful(self, tp: TP, offset: int) -> bool:
+        """Whether records that begin at `offset` are to be fetched once more, because others should come first.
+
+        Where the log itself has a hole (retention, markers of transactions), the same comes again after a seek.
+        """
+        expected = self._next[tp]
+        if offset == expected or self._doubted.get(tp) == expected:
+            return False
+        self._doubted[tp] = expected
+        return True
+
+
+class BatchTransport(driver.Transport):
+    """Faust's aiokafka transport with our consumer."""
+
+    Consumer = BatchConsumer
+
+
+class BatchApp(faust.App):
+    """A Faust app with our transport. `positions` must be set before it starts."""
+
+    positions: Positions
+
+    def _new_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_consumer, self)
+
+
+def hook_problems() -> list[str]:
+    """What of Faust's inside is not as this file expects it: one line each, none if all is well."""
+    problems = []
+    if faust.__version__ != FAUST:
+        problems.append(f"faust-streaming is {faust.__version__}; the worker is made for {FAUST} exactly")
+    hooks: Mapping[str, tuple[Any, list[str]]] = {
+        "Consumer.getmany": (BaseConsumer.getmany, ["self", "timeout"]),
+        "Consumer.perform_seek": (BaseConsumer.perform_seek, ["self"]),
+        "Consumer._wait_next_records": (BaseConsumer._wait_next_records, ["self", "timeout"]),
+        "Consumer._seek": (driver.Consumer._seek, ["self", "partition", "offset"]),
+        "Consumer._to_message": (driver.Consumer._to_message, ["self", "tp", "record"]),
+        "Consumer.pause_partitions": (BaseConsumer.pause_partitions, ["self", "tps"]),
+        "Consumer.resume_partitions": (BaseConsumer.resume_partitions, ["self", "tps"]),
+        "App._new_transport": (faust.App._new_transport, ["self"]),
+    }
+    for name, (function, expected) in hooks.items():
+        found = list(inspect.signature(function).parameters)
+        if found != expected:
+            problems.append(f"Faust's {name} takes {', '.join(found)}; expected: {', '.join(expected)}")
+    source = inspect.getsource(BaseConsumer._drain_messages)
+    if "getmany(timeout=" not in source or "_read_offset.__getitem__" not in source:
+        problems.append("Faust's Consumer._drain_messages no longer reads through getmany and _read_offset")
+    return problems

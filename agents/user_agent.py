@@ -1,0 +1,262 @@
+"""The user agent: fetches of `interactions` through the user stages, edits and dead letters to Kafka, state to disk.
+
+A shell: it moves bytes, on the event loop, and leaves what they mean to `UserPartition`, on the compute thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from aiokafka import AIOKafkaProducer
+
+from agents.checkpoint import Checkpointer
+from agents.item_partition import EVENT_TIME
+from agents.log import get_logger
+from agents.metrics import Metrics
+from agents.sending import Unacknowledged
+from agents.settings import Settings
+from agents.shared_copy import SharedCopy, open_newest
+from agents.state_errors import StateError
+from agents.state_store import StateStore
+from agents.topics import state_problem
+from agents.transport import BrokenOrderError, Fetched
+from agents.user_partition import SourceLog, Told, UserPartition
+from cco.config import Config
+
+TICK_SECONDS = 0.1  # between steps of checkpoints and fills when no events come
+FLUSH_SECONDS = 3.0  # for acknowledgements when a partition is given up
+
+
+@dataclass(slots=True)
+class _Owned:
+    """A source partition of this worker."""
+
+    partition: UserPartition
+    sent: Unacknowledged
+    log_end: int
+    told: tuple[int, int] = (0, 0)  # shared copies and their failures that the metrics know of
+    # what is computed is sent before the next thing is: messages are in the order of what they say
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class UserAgent:
+    """All source partitions of a worker. Methods run on the event loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        settings: Settings,
+        metrics: Metrics,
+        producer: AIOKafkaProducer,
+        compute: Executor,
+        cluster: str,
+        failed: Callable[[BaseException], None],
+        log_begin: Callable[[int], Awaitable[int]],
+    ) -> None:
+        self._config, self._settings, self._metrics = config, settings, metrics
+        self._log_begin = log_begin
+        self._producer, self._compute, self._cluster, self._failed = producer, compute, cluster, failed
+        self._owned: dict[int, _Owned] = {}
+        self.problems: dict[int, str] = {}  # by source: why it is not served
+        self.topic = settings.topic("interactions")
+        self._edits_topic, self._letters_topic = settings.topic("edits"), settings.topic("dead-letters")
+
+    def owned(self) -> dict[int, UserPartition]:
+        """The partitions that are open, by source."""
+        return {source: owned.partition for source, owned in self._owned.items()}
+
+    def log_end(self, source: int) -> int:
+        """The offset after the last record of a source that is known to be in the log."""
+        owned = self._owned[source]
+        return max(owned.log_end, owned.partition.position)
+
+    def position(self, source: int) -> int | None:
+        """Where to read a source; None if it is not open."""
+        owned = self._owned.get(source)
+        return None if owned is None else owned.partition.position
+
+    # -- assignment ---------------------------------------------------------------------------------
+
+    async def open(self, source: int, begin: int, end: int) -> int | None:
+        """Take up the state of a source whose log has the offsets `begin` to `end` - 1.
+
+        Answers where to read on; None if it cannot be served, and then `problems` says why.
+        """
+        sources = self._config.retention.source_partitions
+        place = SourceLog(self.topic, source, sources, self._cluster)
+        partition = UserPartition(self._config, place, self._settings.item_partitions)
+        loop = asyncio.get_running_loop()
+        log = get_logger(topic=self.topic, partition=source)
+        try:
+            store, origin, notes = await loop.run_in_executor(None, self._open_store, source)
+            for note in notes:
+                log.warning(note)
+            problem = state_problem(store.path, store.commit.input, asdict(place), begin, end)
+            if problem is not None:
+                store.close()
+                raise StateError(problem)
+            await loop.run_in_executor(self._compute, lambda: self._take_up(partition, store))
+        except StateError as error:
+            if self.problems.get(source) != str(error):
+                log.error("the partition is not served", reason=str(error))
+            self.problems[source] = str(error)
+            return None
+        self.problems.pop(source, None)
+        sent = Unacknowledged(lambda position: _acknowledge(partition, position), self._failed)
+        self._owned[source] = _Owned(partition, sent, end)
+        self._metrics.own_source(source)
+        log.info("the partition is served", state=origin, offset=partition.position, log_end=end)
+        async with self._owned[source].turn:
+            await self._send(self._owned[source], Told(partition.marks()), None)
+        return partition.position
+
+    def _share(self, source: int) -> SharedCopy | None:
+        return None if self._settings.share is None else SharedCopy(self._settings.share, f"interactions-{source}")
+
+    def _path(self, source: int) -> Path:
+        return self._settings.state / f"interactions-{source}"
+
+    def _open_store(self, source: int) -> tuple[StateStore, str, list[str]]:
+        return open_newest(self._path(source), self._config, self._share(source), source=source)
+
+    def _take_up(self, partition: UserPartition, store: StateStore) -> None:
+        try:
+            partition.open(
+                store,
+                interval=self._settings.checkpoint_every,
+                share=self._share(partition.source),
+                share_every=self._settings.share_every,
+            )
+        except BaseException:
+            store.close()
+            raise
+
+    async def close(self, source: int) -> None:
+        """Give a source up: commit what is acknowledged, and let go of its state."""
+        owned = self._owned.pop(source, None)
+        self.problems.pop(source, None)
+        if owned is None:
+            return
+        async with owned.turn:
+            await owned.sent.flush(FLUSH_SECONDS)
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self._compute, owned.partition.finish)
+            except StateError as error:  # what is not committed will be read again
+                get_logger(topic=self.topic, partition=source).error("the last snapshot failed", reason=str(error))
+        self._metrics.release_source(self.topic, source)
+
+    # -- events -------------------------------------------------------------------------------------
+
+    async def process(self, fetched: Fetched) -> None:
+        """Apply a fetch and send what it says. Raises BrokenOrderError, StateError."""
+        owned = self._owned.get(fetched.tp.partition)
+        if owned is not None:
+            async with owned.turn:
+                if self._owned.get(fetched.tp.partition) is owned:  # it may have been given up meanwhile
+                    await self._apply(owned, fetched)
+
+    async def _apply(self, owned: _Owned, fetched: Fetched) -> None:
+        partition = owned.partition
+        if fetched.end <= partition.position:
+            return
+        if fetched.start > partition.position:
+            raise BrokenOrderError(self.topic, partition.source, partition.position, fetched.start)
+        if fetched.records[0].offset > partition.position:
+            await self._check_hole(partition, fetched.records[0].offset)
+        owned.log_end = max(fetched.end, fetched.log_end or 0)
+        records = fetched.records
+        if fetched.start < partition.position:
+            records = [record for record in records if record.offset >= partition.position]
+        loop = asyncio.get_running_loop()
+        told = await loop.run_in_executor(self._compute, partition.apply, records, fetched.end)
+        await self._send(owned, told, min((record.timestamp for record in records), default=None))
+        self._metrics.fetch_records.observe(len(fetched.records), self.topic)
+        self._metrics.events_applied.labels(partition.source).inc(told.events)
+        self._metrics.events_replayed.labels(partition.source).inc(told.replayed)
+        self._metrics.refused(letter.code for letter in told.letters)
+        await self._step(owned)
+
+    async def _check_hole(self, partition: UserPartition, offset: int) -> None:
+        """The log goes on later than where we stand: markers of transactions, or records that retention deleted."""
+        begin = await self._log_begin(partition.source)
+        if begin > partition.position:
+            raise BrokenOrderError(self.topic, partition.source, partition.position, begin)
+        get_logger(topic=self.topic, partition=partition.source).info(
+            "no records between", position=partition.position, next=offset
+        )
+
+    async def _send(self, owned: _Owned, told: Told, event_time: int | None) -> None:
+        """Send messages and dead letters; the position counts as said when all of them are acknowledged."""
+        partition = owned.partition
+        await owned.sent.room()
+        headers = [] if event_time is None else [(EVENT_TIME, str(event_time).encode())]
+        position = partition.position
+        futures = [
+            await self._producer.send(self._edits_topic, value=message, partition=target, headers=headers)
+            for target, message in told.messages
+        ]
+        for letter in told.letters:
+            record = letter.to_record()
+            futures.append(
+                await self._producer.send(
+                    self._letters_topic, key=record.key, value=record.value, headers=record.headers
+                )
+            )
+        owned.sent.add(position, futures)
+        self._metrics.edits_sent.labels(partition.source).inc(told.edits)
+        self._metrics.edits_sent_bytes.labels(partition.source).inc(sum(len(m) for _, m in told.messages))
+        if told.fills_done:
+            self._metrics.resyncs_answered.labels(partition.source).inc(told.fills_done)
+
+    async def _step(self, owned: _Owned) -> None:
+        """A step of the checkpoint, and of the answers to item partitions."""
+        loop = asyncio.get_running_loop()
+        partition = owned.partition
+        marks = await loop.run_in_executor(self._compute, partition.step)
+        self._tell(owned)
+        if marks:
+            await self._send(owned, Told(marks), None)
+        if partition.filling:
+            await self._send(owned, await loop.run_in_executor(self._compute, partition.fill_some), None)
+
+    def _tell(self, owned: _Owned) -> None:
+        """To the metrics: what snapshots and shared copies did since the last time."""
+        checkpoints, told = owned.partition.checkpoints, owned.told
+        if checkpoints is None:
+            return
+        seconds, shared = checkpoints.report.seconds, checkpoints.shared
+        if seconds:
+            self._metrics.snapshot_seconds.observe([seconds.popleft() for _ in range(len(seconds))])
+        self._metrics.shared_copies.inc(shared.copies - told[0])
+        self._metrics.shared_copy_failures.inc(shared.failures - told[1])
+        owned.told = (shared.copies, shared.failures)
+
+    async def tick(self) -> None:
+        """For times without events: snapshots and fills go on. Raises StateError."""
+        for source, owned in list(self._owned.items()):
+            async with owned.turn:
+                if self._owned.get(source) is owned:
+                    await self._step(owned)
+
+    def asked(self, partition: int, claim: int, sources: list[int]) -> None:
+        """An item partition asks to be filled by these sources."""
+        if not 0 <= partition < self._settings.item_partitions:
+            get_logger().warning("there is no such item partition", partition=partition, claim=claim)
+            return
+        for source in sources:
+            if source in self._owned:
+                self._owned[source].partition.ask(partition, claim)
+
+    def checkpoints(self) -> dict[int, Checkpointer]:
+        """What keeps the state durable, by source."""
+        found = ((source, owned.partition.checkpoints) for source, owned in self._owned.items())
+        return {source: checkpoints for source, checkpoints in found if checkpoints is not None}
+
+
+def _acknowledge(partition: UserPartition, position: int) -> None:
+    partition.acknowledged = max(partition.acknowledged, position)

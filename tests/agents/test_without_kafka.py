@@ -1,0 +1,59 @@
+"""Without the extra `kafka`: what needs it says so, and the rest works."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from agents.cli.main import KAFKA_PACKAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {packages!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from agents.cli.main import main
+
+for line in sys.stdin.read().splitlines():
+    print(main(line.split()), flush=True)
+"""
+
+
+def test_what_needs_kafka_says_so_and_the_rest_works(tmp_path: Path) -> None:
+    events = tmp_path / "events.csv"
+    events.write_text("user,item,event,timestamp\nu,i,purchase,1700000000\n")
+    commands = {
+        f"worker --state {tmp_path}/worker": 2,
+        "topics check": 2,
+        f"ingest {events}": 2,
+        "patches --topic --model -": 2,
+        "rebuild --log": 2,
+        "dead-letters list": 2,
+        "config": 0,
+        f"replay {events} --state {tmp_path}/state --json": 0,
+        f"replay {tmp_path}/none.csv": 2,
+        f"rebuild {events} --json": 0,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(packages=KAFKA_PACKAGES)], input="\n".join(commands), cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    codes = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
+    assert codes == list(commands.values()), done
+    said = done.stderr.splitlines()
+    assert len(said) == 7
+    assert all(line.endswith("is not installed: pip install 'streaming-cco[kafka]'") for line in said[:6])
+    assert "none.csv" in said[6]
+
+
+def test_the_extra_has_them_all() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = " ".join(project["optional-dependencies"]["kafka"]).replace("-", "_")
+    assert all(package in names for package in KAFKA_PACKAGES)
