@@ -1,10 +1,19 @@
-"""Hypothesis profiles: no deadlines (kernels compile during tests), and a fast one for showing that a test fails."""
+"""Hypothesis profiles: no deadlines (kernels compile during tests), and a fast one for showing that a test fails.
+
+And the real servers, one of a kind for all tests of a process, started when the first test wants it.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+from tests.servers.kafka import KafkaServer, fetch_kafka
 
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.register_profile(
@@ -15,3 +24,23 @@ settings.register_profile(
     phases=(Phase.explicit, Phase.generate),  # a failure is enough, the smallest one is not needed
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A real broker that runs. Tests share it: each uses topics and groups of its own, see `topic_prefix`.
+
+    A test that stops or kills the broker starts one of its own (2 s).
+    """
+    folder = tmp_path_factory.mktemp("kafka")
+    server = KafkaServer(folder, fetch_kafka())
+    server.start()
+    yield server
+    server.kill()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """What the names of a test's topics and groups begin with, so that it has the shared broker for itself."""
+    return f"t{uuid.uuid4().hex[:8]}-"
