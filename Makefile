@@ -1,19 +1,28 @@
-# `make demo` and `make test` need nothing but Python 3.11 or newer with its venv module.
+# `make demo` needs nothing but Python 3.11 or newer with its venv module; what runs a Kafka (`make demo-kafka`, `make
+# test`, `make soak`, `make kafka`) also Java and Maven, which it installs on Debian and Ubuntu.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PACKAGES := agents cco llr model_sync
+SERVERS := .servers
+KAFKA_PORT ?= 9092
+SOAK ?= --kills 100
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo )
+APT_GET := $(AS_ROOT)env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
-.PHONY: help demo test lint types check bench format clean
+.PHONY: help demo demo-kafka test lint types check soak bench servers kafka format clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    install into $(VENV) and watch a year of purchases stream through the engine"
-	@echo "make test    everything that CI runs: style, types, import contract, tests"
-	@echo "make bench   the numbers in README.md"
-	@echo "make format  let ruff format the sources"
-	@echo "make clean   remove $(VENV) and all caches"
+	@echo "make demo        install into $(VENV) and watch a year of purchases stream through the engine"
+	@echo "make demo-kafka  the same through a real Kafka and two workers, with a kill -9 in the middle"
+	@echo "make test        everything that CI runs: style, types, import contract, tests"
+	@echo "make soak        workers killed 100 times; SOAK='--steady 30': half an hour at half of the highest rate"
+	@echo "make bench       the numbers in README.md"
+	@echo "make kafka       run an Apache Kafka broker here, on port $(KAFKA_PORT) (KAFKA_PORT=...), until Ctrl-C"
+	@echo "make format      let ruff format the sources"
+	@echo "make clean       remove $(VENV) and all caches"
 
 # One virtual environment; a stamp file in it for each set of extras, so that installing happens once.
 $(VENV)/.created:
@@ -35,8 +44,16 @@ $(VENV)/.compiled: $(VENV)/.installed-demo $(wildcard llr/*.py cco/*.py model_sy
 	@$(BIN)/cco demo --events 1000 --json > $(VENV)/warm-up.json
 	@touch $@
 
+$(VENV)/.compiled-worker: $(VENV)/.compiled $(VENV)/.installed-kafka $(wildcard agents/*.py)
+	@echo "Compiling the kernels of workers (once, about a minute) ..."
+	@$(BIN)/python -m agents.warm_up > $(VENV)/warm-up-worker.txt
+	@touch $@
+
 demo: $(VENV)/.compiled
 	@$(BIN)/cco demo
+
+demo-kafka: $(VENV)/.compiled-worker servers
+	@$(BIN)/python -m tests.kafka.demo
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -46,12 +63,28 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
-check: $(VENV)/.installed-test $(VENV)/.compiled
+# The real servers that tests and the demo run against, fetched once; before the tests, so that they do not wait for it.
+servers: $(VENV)/.created
+	@command -v java >/dev/null && command -v mvn >/dev/null || { \
+	  echo "Installing Java and Maven, which Apache Kafka needs ..." && \
+	  command -v apt-get >/dev/null && $(APT_GET) update && \
+	  $(APT_GET) install --yes --no-install-recommends default-jre-headless maven >/dev/null; } || { \
+	  echo "Apache Kafka needs \`java\` (17 or newer) and \`mvn\` on the PATH, and installing them failed: install" >&2; \
+	  echo "them yourself; on Debian and Ubuntu: sudo apt-get install default-jre-headless maven" >&2; exit 1; }
+	@$(BIN)/python -m tests.servers.kafka --fetch
+
+kafka: servers
+	@$(BIN)/python -m tests.servers.kafka --port $(KAFKA_PORT)
+
+check: $(VENV)/.installed-test $(VENV)/.compiled-worker servers
 	$(BIN)/pytest -q -n 2
 
 test: lint types check
 
-bench: $(VENV)/.installed-bench
+soak: $(VENV)/.compiled-worker servers
+	@$(BIN)/python -m tests.kafka.soak $(SOAK)
+
+bench: $(VENV)/.installed-bench servers
 	$(BIN)/python -m benchmarks
 
 format: $(VENV)/.installed-test
@@ -59,7 +92,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find $(PACKAGES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PRECIOUS: $(VENV)/.installed-%

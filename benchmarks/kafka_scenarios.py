@@ -1,0 +1,126 @@
+"""What the Kafka scenarios measure and how it is shown."""
+
+from __future__ import annotations
+
+from benchmarks.scenario import Line, Raw, Scenario, Task, memory, values
+
+PEER = "one message per event"
+RETAIL = Task("online-retail", "data.prepare", {"name": "online-retail"})
+DEMO = Task("demo", "data.prepare", {"name": "demo"})
+
+
+def _agent(raw: Raw) -> list[Line]:
+    rate, peer = values(raw, "user agent", "rate"), values(raw, PEER, "rate")
+    return [
+        Line("JSON in, edits out, one core", "events/s", rate, "higher", target=100_000.0,
+             memory=memory(raw, "user agent")),
+        Line("the same against a Faust agent with one message per event", "events/s", rate, "higher", PEER, peer,
+             "ratio", target=8.0),
+    ]  # fmt: skip
+
+
+def _path(raw: Raw) -> list[Line]:
+    one, two = values(raw, "one worker", "rate"), values(raw, "two workers", "rate")
+    return [
+        Line("JSON in, patches out, one worker and the broker", "events/s", one, "higher", target=50_000.0,
+             memory=memory(raw, "one worker")),
+        Line("staleness at worst meanwhile", "s", values(raw, "one worker", "stalest_seconds"), target=10.0),
+        Line("two workers against one, a core each", "events/s", two, "higher", "one worker", one, "ratio",
+             target=1.7, note="the broker shares both cores"),
+    ]  # fmt: skip
+
+
+def _latency(raw: Raw) -> list[Line]:
+    note = "upper bound of the histogram's bucket; of all rows that an event touched"
+    return [
+        Line("event to patch, 20 events/s, p50", "ms", values(raw, "idle", "p50_ms"), target=50.0, note=note),
+        Line("event to patch, 20 events/s, p99", "ms", values(raw, "idle", "p99_ms"), target=250.0, note=note),
+        Line("event to patch, 10,000 events/s, p99", "ms", values(raw, "busy", "p99_ms"), target=1000.0, note=note),
+    ]
+
+
+def _restarts(raw: Raw) -> list[Line]:
+    task = "ten million"
+    return [
+        Line("first event after SIGKILL and start", "s", values(raw, task, "killed_seconds"), target=16.0,
+             note="10 s beyond a session timeout of 6 s", memory=memory(raw, task)),
+        Line("first event after SIGTERM and start", "s", values(raw, task, "stopped_seconds"), target=5.0),
+        Line("SIGTERM to the end of the process", "s", values(raw, task, "stopped_end_seconds"), target=10.0),
+        Line("resync of the item partition", "s", values(raw, task, "resync_seconds")),
+    ]  # fmt: skip
+
+
+def _wire(raw: Raw) -> list[Line]:
+    return [
+        Line(f"{task}: edits per interaction, ranges of {size:,}", "bytes", values(raw, task, f"bytes_{size}"),
+             note=f"{values(raw, task, f'zstd_{size}')[0]:.1f} bytes with zstd")
+        for task in raw
+        for size in (2_000, 16_384)
+    ]  # fmt: skip
+
+
+SCENARIOS = [
+    Scenario(
+        "kafka-user-agent",
+        "online-retail's purchases as JSON through the user agent alone, one core; the broker on the other",
+        (RETAIL,),
+        (
+            Task("user agent", "kafka.user_agent", {"name": "online-retail"}, cores=2),
+            Task(PEER, "kafka.one_by_one", {"name": "online-retail", "events": 30_000}, cores=2),
+        ),
+        _agent,
+    ),
+    Scenario(
+        "kafka-whole-path",
+        "online-retail's purchases as JSON to patches, rows never older than 10 s; topics preloaded",
+        (RETAIL,),
+        (
+            Task(
+                "one worker",
+                "kafka.whole_path",
+                {"name": "online-retail", "workers": 1, "sources": 2, "item_partitions": 2},
+                cores=2,
+            ),
+            Task(
+                "two workers",
+                "kafka.whole_path",
+                {"name": "online-retail", "workers": 2, "sources": 2, "item_partitions": 2},
+                cores=2,
+            ),
+        ),
+        _path,
+    ),
+    Scenario(
+        "kafka-latency",
+        "online-retail's purchases at a rate, after 100,000 of them: from the record's timestamp to the patch",
+        (RETAIL,),
+        (
+            Task("idle", "kafka.latency", {"name": "online-retail", "rate": 20.0, "seconds": 30.0}, cores=2),
+            Task("busy", "kafka.latency", {"name": "online-retail", "rate": 10_000.0, "seconds": 20.0}, cores=2),
+        ),
+        _latency,
+    ),
+    Scenario(
+        "kafka-restart",
+        "a worker whose state holds the interactions of ten million events, one source and one item partition",
+        (),
+        (Task("ten million", "kafka_restart.restarts", {"events": 10_000_000}, cores=2, most_runs=3),),
+        _restarts,
+    ),
+    Scenario(
+        "kafka-wire",
+        "edits on the wire per interaction, over all item partitions; what dominates is in benchmarks/README.md",
+        (RETAIL, DEMO),
+        tuple(
+            Task(
+                f"{name}, {count} item partition{'s' if count > 1 else ''}",
+                "kafka_wire.wire",
+                {"name": name, "item_partitions": count},
+                most_runs=1,
+            )
+            for name in ("online-retail", "demo")
+            for count in (1, 8)
+        ),
+        _wire,
+    ),
+]

@@ -1,0 +1,48 @@
+"""Bytes of edits on the wire, and what they are: no broker, the messages as a worker makes them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import cramjam
+
+from agents.demo_data import demo_config
+from agents.producing import Messages
+from agents.user_partition import SourceLog, UserPartition
+from benchmarks import data
+from benchmarks.kafka import retail
+from benchmarks.measure import Bench
+from benchmarks.scenario import Result
+from cco.config import Config
+
+RANGES = (2_000, 16_384)  # events in a range: moderately busy, and catching up
+
+
+def wire(bench: Bench, name: str, item_partitions: int) -> Result:
+    """Bytes per interaction over all item partitions, as they are and compressed as the producer does."""
+    config: Config = demo_config() if name == "demo" else retail()[0]
+    log = data.load(bench, name)
+    bench.warm_up(lambda: None)
+    messages = Messages(config, log.user_ids, log.item_ids)
+    result: Result = {}
+    for size in RANGES:
+        partition = UserPartition(config, SourceLog("interactions", 0, 1, "benchmark"), item_partitions)
+        raw = compressed = edits = 0
+        for at in range(0, len(log), size):
+            keys, values = messages.encode(log.batch().part(at, at + size))
+            records = [
+                SimpleNamespace(key=key, value=value, timestamp=1000 * int(time), offset=at + k, headers=())
+                for k, (key, value, time) in enumerate(
+                    zip(keys, values, log.times[at : at + size].tolist(), strict=True)
+                )
+            ]
+            told = partition.apply(records, at + len(records))
+            if told.letters:
+                raise RuntimeError(told.letters[0].reason)
+            raw += sum(len(message) for _, message in told.messages)
+            compressed += sum(len(cramjam.zstd.compress(message)) for _, message in told.messages)
+            edits += told.edits
+        result |= {
+            f"bytes_{size}": raw / len(log), f"zstd_{size}": compressed / len(log), f"edits_{size}": edits / len(log)
+        }  # fmt: skip
+    return result
