@@ -84,6 +84,7 @@ class ItemAgent:
         self._begin, self._failed = begin, failed
         self._owned: dict[int, _Owned] = {}
         self.fenced: dict[int, float] = {}  # partitions that another worker has claimed, and the clock time of it
+        self._turns: dict[int, int] = {}  # by partition: how often it was claimed or given up
         self.topic = settings.topic("edits")
         self._wake = asyncio.Event()
 
@@ -114,23 +115,33 @@ class ItemAgent:
 
     async def claim(self, partition: int) -> None:
         """Begin, or begin anew: claim the partition, read it from there on, ask all sources."""
+        turn = self._next_turn(partition)
         config, partitions = self._config, self._settings.item_partitions
         sources = config.retention.source_partitions
         message = claim_message(config.epoch, sources, partition, partitions, secrets.randbits(64))
         sent = await self._producer.send_and_wait(self.topic, value=message, partition=partition)
+        if self._turns[partition] != turn:
+            return  # given up or claimed again meanwhile
         of_items = ItemPartition(config, partition, partitions, sent.offset, self.topic, self._map_chunks)
-        self._owned[partition] = _Owned(of_items, MemoryIndex(config, of_items.items), progress=(0, time.monotonic()))
+        owned = _Owned(of_items, MemoryIndex(config, of_items.items), progress=(0, time.monotonic()))
+        self._owned[partition] = owned
         self.fenced.pop(partition, None)
         self._metrics.own_item_partition(partition)
         get_logger(topic=self.topic, partition=partition).info("claimed", claim=sent.offset)
         await self._begin(partition, of_items.position)
-        await self._ask(self._owned[partition])
+        if self._owned.get(partition) is owned:
+            await self._ask(owned)
 
     def close(self, partition: int) -> None:
         """Give a partition up; its state is of no use to anybody."""
+        self._next_turn(partition)
         self.fenced.pop(partition, None)
         if self._owned.pop(partition, None) is not None:
             self._metrics.release_item_partition(self.topic, partition)
+
+    def _next_turn(self, partition: int) -> int:
+        self._turns[partition] = self._turns.get(partition, 0) + 1
+        return self._turns[partition]
 
     async def _ask(self, owned: _Owned) -> None:
         inbox = owned.partition.inbox

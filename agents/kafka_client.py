@@ -17,7 +17,9 @@ from cco.config import ConfigError
 
 _UNREACHABLE = (errors.KafkaConnectionError, errors.NoBrokersAvailable, errors.NodeNotReadyError)
 _TIMEOUTS = (errors.KafkaTimeoutError, errors.RequestTimedOutError, TimeoutError)
-_REFUSED_LOGIN = (errors.AuthenticationFailedError, errors.SaslAuthenticationFailed)
+_REFUSED_LOGIN = (
+    errors.AuthenticationFailedError, errors.SaslAuthenticationFailed, errors.UnsupportedSaslMechanismError,
+)  # fmt: skip
 
 # Its failures come as exceptions; what it logs besides belongs in a log, where there is one, and not on stderr.
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())
@@ -81,6 +83,8 @@ async def check_partitions(client: AIOKafkaClient, settings: Settings, topic: st
 @contextmanager
 def kafka_errors(settings: Settings, doing: str = "") -> Iterator[None]:
     """Turn whatever aiokafka raises into a KafkaProblem of one line. `doing` says what failed ("producing")."""
+    reasons = _Reasons()
+    logging.getLogger("aiokafka").addHandler(reasons)
     try:
         yield
     except KafkaProblem:
@@ -88,7 +92,22 @@ def kafka_errors(settings: Settings, doing: str = "") -> Iterator[None]:
     except (errors.KafkaError, TimeoutError, OSError) as error:
         if isinstance(error, OSError) and not isinstance(error, (TimeoutError, ConnectionError, ssl.SSLError)):
             raise  # of a file, say, not of the network
-        raise KafkaProblem(_explanation(settings, doing, error)) from error
+        told = reasons.last if isinstance(error, _UNREACHABLE) and reasons.last is not None else error
+        raise KafkaProblem(_explanation(settings, doing, told)) from error
+    finally:
+        logging.getLogger("aiokafka").removeHandler(reasons)
+
+
+class _Reasons(logging.Handler):
+    """Remembers why a connection failed: of a wrong password or certificate aiokafka speaks in its log alone."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.last: Exception | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        self.last = next((each for each in arguments if isinstance(each, (*_REFUSED_LOGIN, ssl.SSLError))), self.last)
 
 
 def _explanation(settings: Settings, doing: str, error: Exception) -> str:
@@ -97,6 +116,8 @@ def _explanation(settings: Settings, doing: str, error: Exception) -> str:
     said = " ".join(str(error).split())
     if isinstance(error, _REFUSED_LOGIN):
         return f"{where} refused the login of {settings.sasl_username}{while_doing}: check user, password, mechanism"
+    if isinstance(error, ssl.SSLError):
+        return f"{where}: TLS failed{while_doing}: {said}: check security_protocol and ssl_cafile"
     if isinstance(error, errors.UnknownTopicOrPartitionError):
         return f"{where} has no such topic or partition{while_doing}: `cco topics create` makes them ({said})"
     if isinstance(error, (errors.TopicAuthorizationFailedError, errors.GroupAuthorizationFailedError)):

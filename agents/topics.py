@@ -178,9 +178,10 @@ def _about_partitions(spec: TopicSpec, count: int) -> str:
             " to others than their histories are in)"
         )
     if spec.rule == "item_partitions":
+        # Patches are numbered by offsets of this topic: after others of another number, new ones would not count.
         return (
             f"and the settings say item_partitions = {spec.partitions}: set it to {count}, or stop all workers, delete"
-            " the topic and create it again (its messages are said again)"
+            " the topic, with all patches in their topic or files, and create it again (its messages are said again)"
         )
     return "and must have 1: stop all workers, delete it and create it again (its messages are of the moment)"
 

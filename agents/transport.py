@@ -1,12 +1,14 @@
 """A Faust transport that hands an agent a whole fetch as one event, and begins where the agent's state stands.
 
 Faust moves one message at a time, 13,000 a second; a fetch of thousands of records costs it the same. This
-file knows the inside of Faust 0.15.3 in four places, and `hook_problems` says which of them an upgrade has broken:
+file knows the inside of Faust 0.15.3, in these places above all, and `hook_problems` says what an upgrade has broken:
 
 - `Consumer.getmany`: yields (partition, message); ours yields one message a partition and fetch, whose value
   is a `Fetched`;
 - `Consumer.perform_seek`: runs after every rebalance, before the flow goes on; ours seeks to positions of
   ours and keeps partitions paused whose state is not there yet;
+- `Consumer.on_partitions_assigned`: runs in every rebalance, also in one that leaves us nothing;
+- aiokafka's `PartitionRecords._consumer_record`: makes an object of each record; ours makes a cheaper one;
 - `App._new_transport`, by which an app gets the transport, and `Transport.Consumer`.
 
 The topics are to be declared with `acks=False`: what is committed to Kafka is for lag monitors alone.
@@ -15,13 +17,16 @@ The topics are to be declared with `acks=False`: what is committed to Kafka is f
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import faust
+import msgspec
+from aiokafka.consumer import fetcher
 from aiokafka.errors import IllegalStateError
+from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -75,6 +80,12 @@ class BatchConsumer(driver.Consumer):
         """The app's."""
         return cast(BatchApp, self.app).positions
 
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """In a rebalance. Where nothing is ours, Faust seeks nothing either: we tell it here."""
+        await super().on_partitions_assigned(assigned, generation_id)
+        if not assigned and not self.should_stop:
+            self.positions.assigned(set())
+
     async def perform_seek(self) -> None:
         """After a rebalance: read on where the state stands. Nothing fetched before counts."""
         tps = {TP(tp.topic, tp.partition) for tp in self.assignment()}
@@ -87,7 +98,8 @@ class BatchConsumer(driver.Consumer):
             if position is None:
                 self.pause_partitions({tp})
             else:
-                await self._seek_to(tp, position)
+                with suppress(IllegalStateError):  # no longer ours: the next rebalance is on its way
+                    await self._seek_to(tp, position)
 
     async def begin(self, tp: TP, position: int) -> None:
         """Read a partition that was kept paused. One that is no longer ours is left alone."""
@@ -139,6 +151,42 @@ class BatchConsumer(driver.Consumer):
         return True
 
 
+class Record(msgspec.Struct, gc=False):
+    """What aiokafka's ConsumerRecord has: that is a frozen dataclass, and making those took half of a worker's time."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    timestamp_type: int
+    key: bytes | None
+    value: bytes | None
+    checksum: int | None
+    serialized_key_size: int
+    serialized_value_size: int
+    headers: tuple[tuple[str, bytes], ...]
+
+
+class LightRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # not typed
+    """Records of a fetch as `Record`s. Has no deserializers: neither Faust nor we use any."""
+
+    def _consumer_record(self, tp: Any, record: Any) -> Record:
+        key, value = record.key, record.value
+        return Record(
+            tp.topic,
+            tp.partition,
+            record.offset,
+            record.timestamp,
+            record.timestamp_type,
+            key,
+            value,
+            record.checksum,
+            -1 if key is None else len(key),
+            -1 if value is None else len(value),
+            tuple(record.headers),
+        )
+
+
 class BatchTransport(driver.Transport):
     """Faust's aiokafka transport with our consumer."""
 
@@ -151,7 +199,31 @@ class BatchApp(faust.App):
     positions: Positions
 
     def _new_transport(self) -> BatchTransport:
+        fetcher.PartitionRecords = LightRecords
         return BatchTransport(self.conf.broker_consumer, self)
+
+
+_CALLED: tuple[tuple[str, type, str], ...] = (  # or overridden; as Faust has it, and its parameters
+    ("Consumer.getmany", BaseConsumer, "self, timeout"),
+    ("Consumer.perform_seek", BaseConsumer, "self"),
+    ("Consumer.on_partitions_assigned", BaseConsumer, "self, assigned, generation_id"),
+    ("Consumer._wait_next_records", BaseConsumer, "self, timeout"),
+    ("Consumer.pause_partitions", BaseConsumer, "self, tps"),
+    ("Consumer.resume_partitions", BaseConsumer, "self, tps"),
+    ("Consumer._seek", driver.Consumer, "self, partition, offset"),
+    ("Consumer._to_message", driver.Consumer, "self, tp, record"),
+    ("Consumer.assignment", driver.Consumer, "self"),
+    ("Consumer.highwater", driver.Consumer, "self, tp"),
+    ("App._new_transport", faust.App, "self"),
+    ("PartitionRecords._consumer_record", fetcher.PartitionRecords, "self, tp, record"),
+)
+_RELIED_ON: tuple[tuple[str, type, Sequence[str]], ...] = (  # and what must stand in its source
+    ("Consumer._drain_messages", BaseConsumer, ("getmany(timeout=", "_read_offset.__getitem__")),
+    ("Consumer.on_buffer_full", BaseConsumer, ("self._buffered_partitions.add(tp)",)),
+    ("Transport.create_consumer", driver.Transport, ("self.Consumer(",)),
+    ("Recovery._resume_streams", Recovery, ("consumer.perform_seek()", "consumer.resume_flow()")),
+    ("Recovery.on_recovery_completed", Recovery, ("consumer.perform_seek()", "consumer.resume_flow()")),
+)
 
 
 def hook_problems() -> list[str]:
@@ -159,21 +231,22 @@ def hook_problems() -> list[str]:
     problems = []
     if faust.__version__ != FAUST:
         problems.append(f"faust-streaming is {faust.__version__}; the worker is made for {FAUST} exactly")
-    hooks: Mapping[str, tuple[Any, list[str]]] = {
-        "Consumer.getmany": (BaseConsumer.getmany, ["self", "timeout"]),
-        "Consumer.perform_seek": (BaseConsumer.perform_seek, ["self"]),
-        "Consumer._wait_next_records": (BaseConsumer._wait_next_records, ["self", "timeout"]),
-        "Consumer._seek": (driver.Consumer._seek, ["self", "partition", "offset"]),
-        "Consumer._to_message": (driver.Consumer._to_message, ["self", "tp", "record"]),
-        "Consumer.pause_partitions": (BaseConsumer.pause_partitions, ["self", "tps"]),
-        "Consumer.resume_partitions": (BaseConsumer.resume_partitions, ["self", "tps"]),
-        "App._new_transport": (faust.App._new_transport, ["self"]),
-    }
-    for name, (function, expected) in hooks.items():
-        found = list(inspect.signature(function).parameters)
+    for name, owner, expected in _CALLED:
+        function = getattr(owner, name.partition(".")[2], None)
+        found = "" if function is None else ", ".join(inspect.signature(function).parameters)
         if found != expected:
-            problems.append(f"Faust's {name} takes {', '.join(found)}; expected: {', '.join(expected)}")
-    source = inspect.getsource(BaseConsumer._drain_messages)
-    if "getmany(timeout=" not in source or "_read_offset.__getitem__" not in source:
-        problems.append("Faust's Consumer._drain_messages no longer reads through getmany and _read_offset")
+            problems.append(f"Faust's {name} {f'takes {found}' if found else 'is gone'}; expected: {expected}")
+    for name, owner, texts in _RELIED_ON:
+        function = getattr(owner, name.partition(".")[2], None)
+        source = "" if function is None else _source(function)
+        missing = [text for text in texts if text not in source]
+        if missing:
+            problems.append(f"Faust's {name} no longer has: {', '.join(missing)}")
     return problems
+
+
+def _source(function: Any) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""

@@ -101,6 +101,8 @@ class UserAgent:
                 raise StateError(problem)
             await loop.run_in_executor(self._compute, lambda: self._take_up(partition, store))
         except StateError as error:
+            if source in self._owned:
+                return None  # an earlier call was still about it, and has done it meanwhile
             if self.problems.get(source) != str(error):
                 log.error("the partition is not served", reason=str(error))
             self.problems[source] = str(error)

@@ -287,6 +287,7 @@ def make_app(settings: Settings, worker: Worker) -> BatchApp:
         consumer_max_fetch_size=8 << 20,
         broker_max_poll_records=settings.fetch_records,
         broker_session_timeout=settings.session_timeout,
+        broker_request_timeout=max(90.0, settings.session_timeout),  # less, and Faust refuses to start
         broker_heartbeat_interval=settings.session_timeout / 4,
         broker_rebalance_timeout=max(60.0, settings.session_timeout),
         stream_buffer_maxsize=MOST_BUFFERED,

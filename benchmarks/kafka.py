@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,21 +29,28 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 300.0  # seconds
 TICK = 0.02
 HEAP = "1g"
-SESSION = 6.0  # seconds
+SESSION, SLEEP = 6.0, 60.0  # seconds: of sessions, where workers are killed and where they are put to sleep
 
 
 class Place:
     """A broker, topics for one configuration, and workers."""
 
     def __init__(
-        self, config: Config, toml: str, folder: Path, broker: str, item_partitions: int = 1, agents: str = "both"
+        self,
+        config: Config,
+        toml: str,
+        folder: Path,
+        broker: str,
+        item_partitions: int = 1,
+        agents: str = "both",
+        session: float = SESSION,
     ) -> None:
         self.config, self.folder = config, folder
         self.settings = Settings(brokers=broker, item_partitions=item_partitions, patches="topic")
         self.file = folder / "cco.toml"
         self.file.write_text(
             f'{toml}\n[kafka]\nbrokers = "{broker}"\n[worker]\nitem_partitions = {item_partitions}\n'
-            f'agents = "{agents}"\npatches = "topic"\nsession_timeout = "{SESSION:.0f}s"\n'
+            f'agents = "{agents}"\npatches = "topic"\nsession_timeout = "{session:.0f}s"\n'
         )
         asyncio.run(create_topics(config, self.settings, replicas=1))
         self.vocabularies = (Vocabulary(), Vocabulary())  # of whoever sends events
@@ -83,6 +91,11 @@ class Place:
         with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
             return str(answer.read().decode())
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send all workers a signal."""
+        for process in self.workers.values():
+            process.send_signal(number)
+
     def peak(self, name: str) -> int:
         """Bytes resident at most, of a worker that runs."""
         return status_bytes("VmHWM", self.workers[name].pid)
@@ -95,12 +108,14 @@ class Place:
 
 
 @contextmanager
-def place(bench: Bench, config: Config, toml: str, item_partitions: int = 1, agents: str = "both") -> Iterator[Place]:
+def place(
+    bench: Bench, config: Config, toml: str, item_partitions: int = 1, agents: str = "both", session: float = SESSION
+) -> Iterator[Place]:
     """A broker of its own, on the cores that this process may use, and a place on it."""
     with tempfile.TemporaryDirectory(dir=bench.folder, prefix="kafka-") as name:
         folder = Path(name)
         with KafkaServer(folder / "broker", fetch_kafka(), heap=HEAP, flags=()) as server:
-            found = Place(config, toml, folder, server.bootstrap, item_partitions, agents)
+            found = Place(config, toml, folder, server.bootstrap, item_partitions, agents, session)
             try:
                 yield found
             finally:
@@ -139,40 +154,43 @@ def applied(status: dict[str, Any] | None) -> int:
 
 
 def whole_path(bench: Bench, name: str, workers: int, sources: int, item_partitions: int) -> Result:
-    """JSON in, patches out: from the first applied record to the last, and until every row is exact."""
+    """JSON in, patches out: from the moment when the workers go on until every row is exact."""
     config, toml = retail(sources)
     log = data.load(bench, name)
     bench.warm_up(lambda: None)
     cores = sorted(os.sched_getaffinity(0))
-    with place(bench, config, toml, item_partitions) as found:
-        ingest(found, log)
-        total = len(log)
+    with place(bench, config, toml, item_partitions, session=SLEEP) as found:
         names = [f"w{k}" for k in range(workers)]
         for k, worker in enumerate(names):
             found.worker(worker, cores[-1 - k % len(cores)])
-        begin, first, stalest, edits_done = None, 0, 0.0, 0.0
+        until(lambda: spread_out(found, names, sources, item_partitions), "all partitions to be served")
+        found.signal(signal.SIGSTOP)  # the log is there as a whole when they begin
+        ingest(found, log)
+        begin, total, edits_done, stalest = time.perf_counter(), len(log), 0.0, 0.0
+        found.signal(signal.SIGCONT)
         while True:
             states = [s for s in map(found.status, names) if s]
-            done = sum(map(applied, states))
-            stalest = max([stalest, *(e["staleness"] for s in states for e in s["edits"].values())])
-            if begin is None and done > 0:
-                begin, first = time.perf_counter(), done
-            if begin is not None and not edits_done and done == total:
-                edits_done = time.perf_counter() - begin
             items = [e for s in states for e in s["edits"].values()]
-            if (
-                done == total
-                and len(items) == item_partitions
-                and all(e["exact"] and sum(e["sources"]) == total for e in items)
-            ):
+            stalest = max([stalest, *(e["staleness"] for e in items)])
+            if not edits_done and sum(map(applied, states)) == total:
+                edits_done = time.perf_counter() - begin
+            if edits_done and all(e["exact"] and sum(e["sources"]) == total for e in items):
                 break
             time.sleep(TICK)
-        assert begin is not None
         seconds = time.perf_counter() - begin
         return {
-            "rate": (total - first) / seconds, "edits_rate": (total - first) / edits_done, "seconds": seconds,
+            "rate": total / seconds, "edits_rate": total / edits_done, "seconds": seconds,
             "events": total, "stalest_seconds": stalest, "peak_bytes": max(map(found.peak, names)),
         }  # fmt: skip
+
+
+def spread_out(found: Place, names: list[str], sources: int, item_partitions: int) -> bool:
+    """Whether every worker has its share, and nothing is left to do."""
+    states = [found.status(name) for name in names]
+    items = [e for s in states if s for e in s["edits"].values()]
+    shares = [len(s["interactions"]) for s in states if s]
+    even = len(shares) == len(names) and max(shares) - min(shares) <= 1
+    return even and sum(shares) == sources and len(items) == item_partitions and all(e["exact"] for e in items)
 
 
 def user_agent(bench: Bench, name: str) -> Result:

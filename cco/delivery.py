@@ -6,13 +6,15 @@ each source, the position that it has applied, and decides with `Inbox.take` wha
 
 - a range that ends where it is, or before, is dropped whole;
 - one that begins after it shows that something was lost: the item stage must begin anew;
-- any other is applied whole, since states make that exact. Until its last part is there, and while keys
-  may be ahead of the position because such a range was broken off, no row may be counted.
+- any other is applied whole, since states make that exact. Its first part sets the position back to where
+  it begins: keys are told as they were on the way, too. Until its last part is there, and while keys may be
+  ahead of the position because such a range was broken off, no row may be counted.
 
 An item stage begins empty with a *claim*, a message of its own in the log; the claim's offset is its number
 and grows for ever. It asks every source to *fill* it. A fill is made in parts too, between ranges, which go
 on meanwhile; each part says how some users are now, and is good for exactly that position. What belongs to
-another claim, to another life of the user stage (*session*), or comes at another position, is not taken.
+another claim, to another life of the user stage (*session*), or comes at another position, is not taken;
+what is taken breaks off a range of another life that is not at its end.
 """
 
 from __future__ import annotations
@@ -179,6 +181,7 @@ class Inbox:
         elif source.filling[1] != header.part or source.applied != header.end:
             return Verdict.BEGIN_ANEW
         source.filling = (header.session, header.part + 1)
+        source.open_range = None  # of another life: what it has told is older again, so its last part may not count
         if header.last:
             source.filling, source.ready = None, True
         return Verdict.APPLY

@@ -95,6 +95,17 @@ def with_small_buffers(stage: UserStage, rows: int) -> UserStage:
     return stage
 
 
+@dataclass(frozen=True)
+class Habits:
+    """How a life of a user agent goes about its work."""
+
+    buffer_rows: int  # edits after which the stage yields what it has to say
+    message_rows: int  # at most in a message
+    stride: int  # records at a time, when it does not look at one only
+    swiftness: float  # probability that messages leave for an item partition in one move
+    fills_in_turns: bool
+
+
 @dataclass
 class _Fill:
     """An answer to a claim, as far as it is."""
@@ -108,24 +119,21 @@ class _Fill:
 class UserAgent:
     """One life of the owner of source partition `source`; it begins with a snapshot."""
 
-    def __init__(
-        self, place: Place, source: int, snapshot: Snapshot, session: int, buffer_rows: int, message_rows: int
-    ) -> None:
+    def __init__(self, place: Place, source: int, snapshot: Snapshot, session: int, habits: Habits) -> None:
         config = place.config
-        self.place, self.source = place, source
+        self.place, self.source, self.habits = place, source, habits
         self.users, self.items = Vocabulary(), Vocabulary()
         self.users.intern(snapshot.users)
         self.items.intern(snapshot.items)
         self.stage = with_small_buffers(
-            UserStage(config, self.users, self.items, source, place.partitions), buffer_rows
+            UserStage(config, self.users, self.items, source, place.partitions), habits.buffer_rows
         )
         for words in snapshot.words:
             self.stage.restore(words)
         self.stage.restored(snapshot.applied, snapshot.watermark)
         self.position = self.acknowledged = snapshot.position
-        self.stride, self.fills_in_turns = 8, False  # how it likes to work: records at a time, several fills at a time
         self.outbox = Outbox(
-            in_pieces(lambda header, edits: encode(header, edits, self.users, self.items), message_rows),
+            in_pieces(lambda header, edits: encode(header, edits, self.users, self.items), habits.message_rows),
             config.epoch, source, len(place.sources), place.partitions, session,
         )  # fmt: skip
         self.unsent: list[deque[bytes]] = [deque() for _ in range(place.partitions)]
@@ -224,7 +232,7 @@ class UserAgent:
 
     def fill_some(self) -> None:
         """A slice of the answers that are owed, one after the other or in turns."""
-        if self._claims and (self.fills_in_turns or not self._fills):
+        if self._claims and (self.habits.fills_in_turns or not self._fills):
             partition, claim = self._claims.popitem()
             self._fills.append(_Fill(partition, claim, self.stage.resync(partition)))
         if not self._fills:
@@ -235,7 +243,7 @@ class UserAgent:
         fill.part += len(messages)
         if told is None:
             self._fills.popleft()
-        elif self.fills_in_turns:
+        elif self.habits.fills_in_turns:
             self._fills.rotate(-1)
         self._send([(fill.partition, message) for message in messages])
 

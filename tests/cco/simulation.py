@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from functools import lru_cache
 from random import Random
 
 import msgspec
@@ -17,107 +16,23 @@ import numpy as np
 
 from cco import edits_message
 from cco.batch import rebuild
-from cco.config import Config, Indicator, Priors, Retention
+from cco.config import Config
+from cco.delivery import Inbox
 from cco.edits import LEAVE, Edits
 from cco.edits_message import Header, Kind
 from cco.model_file import encode
 from cco.rows import Patches, Rows
 from cco.vocabulary import Vocabulary
-from tests.cco.histories import ITEMS, LATEST, NAMES, TYPES, USERS, Event, to_batch
-from tests.cco.simulated_agents import Fields, ItemAgent, Place, PublishedIndex, Snapshot, UserAgent
-from tests.cco.test_pipeline import exact_fields, fields_of, wanted_fields
-from tests.oracle import Histories, Oracle, partition_of
+from tests.cco.histories import ITEMS, USERS, to_batch
+from tests.cco.simulated_agents import Fields, Habits, ItemAgent, Place, PublishedIndex, Snapshot, UserAgent
+from tests.cco.test_pipeline import fields_of
+from tests.cco.worlds import Truth, draw_config, draw_logs, known_by
 
 ROUNDS = 25  # after the last fault, until everything has to be exact
 FAULTS = {  # and how often a schedule has them
     "crashes": 0.8, "zombies": 0.5, "holes": 0.4, "repeats": 0.3, "old snapshots": 0.5, "strangers": 0.3,
     "bad control": 0.3, "late claims": 0.3, "late patches": 0.5,
 }  # fmt: skip
-
-source_of = lru_cache(partition_of)
-
-
-def draw_config(rng: Random) -> Config:
-    """As `histories.configs`, but drawn in a tenth of the time, and with small durations."""
-    names = rng.sample(NAMES, rng.randint(1, 3))
-    sampling = rng.choice(("uniform", "recent"))
-    indicators = {}
-    for name in names:
-        roles = {kind: rng.choice(("adds", "", "", "", "", "removes")) for kind in TYPES if kind != name}
-        indicators[name] = Indicator(
-            events=(name, *(kind for kind, role in roles.items() if role == "adds")),
-            removed_by=tuple(kind for kind, role in roles.items() if role == "removes"),
-            user_cap=rng.randint(1, 4),
-            top_k=rng.randint(1, 4),
-        )
-
-    def span() -> int | None:
-        return rng.choice((None, rng.randint(1, LATEST), rng.randint(1, LATEST), rng.randint(100, 400)))
-
-    return Config(
-        primary=names[0],
-        indicators=indicators,
-        retention=Retention(
-            sampling=sampling,  # type: ignore[arg-type]
-            window=span() if sampling == "recent" else None,
-            visitor_window=span(),
-            min_primary=rng.randint(1, min(2, indicators[names[0]].user_cap)),
-            source_partitions=rng.choice((1, 1, 2, 3)),
-        ),
-        priors=Priors(popular=rng.choice(("all", span())), recent=span(), trending=span(), hot=span()),
-        anti_correlations=rng.random() < 0.5,
-        max_staleness=10.0,
-    )
-
-
-def draw_logs(rng: Random, config: Config) -> list[list[Event | None]]:
-    """The log of each source. A clock event is in one of them, and so is a bad record (None)."""
-    kinds = (*config.event_types * 5, *[config.primary] * 5, "$delete", "$clock")
-    users, items = USERS[: rng.choice((3, 5, 9))], ITEMS[: rng.choice((2, 4, 6, 10))]
-    latest = rng.choice((LATEST // 4, LATEST, 2 * LATEST))
-    times = [rng.randint(0, latest) for _ in range(rng.choice((15, 40, 80)))]
-    if rng.random() < 0.9:
-        lateness = rng.choice((0, LATEST // 10))
-        times.sort(key=lambda time: time + rng.randint(0, lateness))
-    events = [(rng.choice(users), rng.choice(kinds), rng.choice(items), time) for time in times]
-    if rng.random() < 0.3:
-        events += rng.choices(events, k=5)  # duplicates that come late
-    logs: list[list[Event | None]] = [[] for _ in range(config.retention.source_partitions)]
-    for event in events:
-        log = rng.choice(logs) if event[1] == "$clock" else logs[source_of(event[0], len(logs))]
-        log.append(event)
-        if rng.random() < 0.05:
-            log.append(None)
-    return logs
-
-
-class Truth:
-    """What the oracle says of any position of the logs."""
-
-    def __init__(self, config: Config, logs: list[list[Event | None]]) -> None:
-        self._config = config
-        self._states: list[list[tuple[dict[str, Histories], int]]] = []  # by source, by offset
-        for source, log in enumerate(logs):
-            oracle = Oracle(config)
-            states = [(dict[str, Histories](), 0)]
-            for event in log:
-                if event is not None:
-                    oracle.apply(*event, source=source)
-                users = {u: {name: dict(h) for name, h in hs.items()} for u, hs in oracle.users.items()}
-                states.append((users, oracle.watermarks[source]))
-            self._states.append(states)
-        self._known: dict[tuple[int, ...], tuple[Oracle, Fields]] = {}
-
-    def at(self, position: tuple[int, ...]) -> tuple[Oracle, Fields]:
-        """The oracle there, and the fields that an exact index holds."""
-        if position not in self._known:
-            oracle, sources = Oracle(self._config), len(self._states)
-            for source, offset in enumerate(position):
-                users, oracle.watermarks[source] = self._states[source][offset]
-                oracle.users.update(users)
-                oracle.partition.update((user, source_of(user, sources)) for user in users)
-            self._known[position] = oracle, wanted_fields(oracle)
-        return self._known[position]
 
 
 class World:
@@ -129,7 +44,7 @@ class World:
         self.config = draw_config(rng)
         logs = draw_logs(rng, self.config)
         self.place = Place(self.config, rng.choice((1, 1, 2, 3)), logs)
-        self.truth = Truth(self.config, logs)
+        self.truth = Truth(self.config, logs, self.place.partitions)
         self.index = PublishedIndex(self.place.partitions)
         drawn = {fault for fault, share in FAULTS.items() if rng.random() < share}
         self.faults = drawn if faults is None else set(faults)
@@ -137,8 +52,10 @@ class World:
         self.session = 0
         self.lossless = True  # nothing happened for which an item partition may begin anew
         self.checked = 0
-        self.unrest, self.pace, self.promptness = rng.choice((0.08, 0.2, 0.4)), rng.choice((0.2, 0.7)), rng.uniform(0.3, 1.0)
-        self.prudence, self.delivery = rng.choice((0.05, 0.5)), rng.choice((0.2, 0.7))
+        self.seen: dict[Inbox, tuple[int, ...]] = {}  # positions at which their stages were looked into
+        # how often there are faults, snapshots and events, and how soon everything else is done
+        self.unrest, self.prudence = rng.choice((0.08, 0.2, 0.4)), rng.choice((0.05, 0.3, 1.0))
+        self.pace, self.promptness = rng.choice((0.2, 0.7)), rng.uniform(0.3, 1.0)
         self.trace: list[str] = []
         sources, partitions = range(len(logs)), range(self.place.partitions)
         self.snapshots: list[list[Snapshot]] = [[Snapshot()] for _ in sources]
@@ -157,10 +74,12 @@ class World:
         if "old snapshots" in self.faults and self.rng.random() < 0.3:  # the shared copy, or another disk
             snapshot = self.rng.choice(snapshots)
             self.lossless &= snapshot is snapshots[-1]
-        buffer_rows, message_rows = self.rng.choice((2, 8, 1000)), self.rng.choice((3, 5, 20, 1000))
-        agent = UserAgent(self.place, source, snapshot, self._session(), buffer_rows, message_rows)
-        agent.stride, agent.fills_in_turns = self.rng.choice((1, 3, 8, 30)), self.rng.random() < 0.3
-        return agent
+        habits = Habits(
+            buffer_rows=self.rng.choice((2, 8, 1000)), message_rows=self.rng.choice((3, 5, 20, 1000)),
+            stride=self.rng.choice((1, 3, 8, 30)), swiftness=self.rng.choice((0.2, 0.5, 0.9)),
+            fills_in_turns=self.rng.random() < 0.3,
+        )  # fmt: skip
+        return UserAgent(self.place, source, snapshot, self._session(), habits)
 
     # -- what may happen ----------------------------------------------------------------------------
 
@@ -169,8 +88,7 @@ class World:
         rng = self.rng
         faults = [(weight, action) for fault, weight, action in (
             ("crashes", rng.choice((1, 4)), self.crash_user), ("crashes", rng.choice((0.3, 3)), self.crash_item),
-            ("holes", 1, self.lose),
-            ("repeats", 1, self.repeat),
+            ("holes", 1, self.lose), ("repeats", 1, self.repeat),
             ("strangers", 2, self.intrude), ("bad control", 2, self.repeat_request), ("zombies", 1, self.end_zombie),
         ) if fault in self.faults]  # fmt: skip
         if rng.random() < 0.7:
@@ -194,7 +112,7 @@ class World:
         for user in self.users:
             self.answer(user)
         for item in self.items:
-            item.take(10**6, self.now)
+            self.take(item, 10**6)
 
     def answer(self, user: UserAgent) -> None:
         """What item partitions have asked for is in the log, with everything else that was said."""
@@ -212,9 +130,9 @@ class World:
         rng = self.rng
         if rng.random() < self.pace and user.behind:
             before = user.position
-            user.process(rng.choice((1, user.stride)))
+            user.process(rng.choice((1, user.habits.stride)))
             self.note(f"{name_of(user)} processes ({before}, {user.position}]")
-        prudence = 0.7 if user.cutting else self.prudence
+        prudence = 0.8 if user.cutting else self.prudence
         if rng.random() < prudence and (found := user.step_snapshot(rng.random() < 0.5)) is not None:
             self.snapshots[user.source].append(found)
             self.snapshots[user.source].sort(key=lambda snapshot: snapshot.position)
@@ -226,7 +144,7 @@ class World:
             for _ in range(rng.choice((1, 2, 10))):
                 user.fill_some()
         for partition, unsent in enumerate(user.unsent):
-            if unsent and rng.random() < self.delivery:
+            if unsent and rng.random() < user.habits.swiftness:
                 user.deliver(partition, rng.choice((1, 3, 100)))
                 self.note(f"{name_of(user)} delivers to {partition}: {len(self.place.edits[partition])}")
 
@@ -238,13 +156,8 @@ class World:
         if item.claiming is not None and ("late claims" not in self.faults or rng.random() < 0.2):
             self.claimed(item)
         if rng.random() < self.promptness:
-            gaps = item.gaps
-            item.take(rng.choice((1, 3, 100)), self.now)
-            if item.gaps != gaps:
-                self.note(f"{name_of(item)} sees a gap")
-                assert not self.lossless, "a gap was seen where nothing was lost"
-            elif item.inbox is not None:
-                self.note(f"{name_of(item)} takes up to {item.position}, is at {item.inbox.position}")
+            self.take(item, rng.choice((1, 3, 100)))
+        self.check_state(item)
         if rng.random() < 0.2:
             item.ask()
         if item.countable and rng.random() < 0.5:
@@ -256,9 +169,16 @@ class World:
         item.claimed()
         self.note(f"{name_of(item)} has claimed")
 
+    def take(self, item: ItemAgent, most: int) -> None:
+        gaps = item.gaps
+        item.take(most, self.now)
+        if item.inbox is not None:
+            self.note(f"{name_of(item)} takes up to {item.position}, is at {item.inbox.position}")
+        if item.gaps != gaps:
+            self.note(f"{name_of(item)} saw a gap")
+            assert not self.lossless, "a gap was seen where nothing was lost"
+
     def publish(self, item: ItemAgent) -> None:
-        if self.rng.random() < 0.3:
-            self.check_state(item)
         limit = self.rng.choice((0, 1, 3, 100))
         item.publish(lambda stage: stage.publish(self.now, limit), lambda patches: self.read(item, patches))
 
@@ -291,14 +211,14 @@ class World:
 
     def lose(self) -> None:
         """Messages that were acknowledged are gone: one, or the end of the log."""
-        log = self.rng.choice(self.place.edits)
+        partition = self.rng.randrange(self.place.partitions)
+        log, read = self.place.edits[partition], self.items[partition].position
         if log:
-            read = self.items[self.place.edits.index(log)].position
             first = self.rng.randrange(min(read, len(log) - 1), len(log))
             last = len(log) if self.rng.random() < 0.4 else first + 1
             log[first:last] = [None] * (last - first)
             self.lossless = False
-            self.note(f"lost: {first} to {last} of {self.place.edits.index(log)}")
+            self.note(f"lost: {first} to {last} of {partition}")
 
     def repeat(self) -> None:
         """Some messages are in the log once more."""
@@ -333,22 +253,18 @@ class World:
     def read(self, item: ItemAgent, patches: Patches) -> Fields:
         """The fields of a patch by names; each is what the oracle says at the patch's position."""
         found = fields_of(patches.rows, self.config, item.items)
-        wanted = self.truth.at(patches.position)[1]
+        wanted = self.truth.fields_at(patches.position)
         for key, entries in found.items():
             assert entries == wanted.get(key, []), f"{key} is not as the oracle says at {patches.position}"
         self.checked += len(found)
         return found
 
     def check_state(self, item: ItemAgent) -> None:
-        """All rows of an item stage, due or not, are those of its position."""
-        assert item.inbox is not None
-        oracle, position = self.truth.at(item.inbox.position)[0], item.inbox.position
-        wanted = {
-            key: entries
-            for key, entries in exact_fields(oracle).items()
-            if source_of(key[0], self.place.partitions) == item.partition
-        }
-        assert fields_of(item.stage.exact_rows(), self.config, item.items) == wanted, f"{name_of(item)} at {position}"
+        """All that an item stage knows, asked for or not, is as of its position, whenever rows may be counted."""
+        if item.countable and item.inbox is not None and self.seen.get(item.inbox) != item.inbox.position:
+            position = self.seen[item.inbox] = item.inbox.position
+            known, wanted = known_by(item.stage, self.config), self.truth.known_at(position, item.partition)
+            assert known == wanted, f"{name_of(item)} at {position}"
 
     def calm_down(self) -> None:
         """No more faults: everything is sent, read, asked and answered. Zombies have their last word, or not."""
@@ -364,7 +280,7 @@ class World:
                     item.claim()
                 if item.claiming is not None:
                     self.claimed(item)
-                item.take(10**6, self.now)
+                self.take(item, 10**6)
                 item.ask()
             ends = tuple(len(log) for log in self.place.sources)
             if all(item.countable and item.inbox.position == ends for item in self.items if item.inbox):
@@ -375,9 +291,11 @@ class World:
         """Everything that a user agent has to do, and a snapshot."""
         while user.behind:
             user.process(self.rng.choice((1, 8, 100)))
-        self.answer(user)
-        while user.step_snapshot(everything=True) is None:
+        for _ in range(ROUNDS):
             self.answer(user)
+            if user.step_snapshot(everything=True) is not None:
+                return
+        raise AssertionError(f"{name_of(user)} took no snapshot")
 
     def compare(self) -> None:
         """The index that the patches made is the model that a batch rebuild makes of the logs, byte for byte."""
@@ -391,7 +309,7 @@ class World:
                 self.index.take(agent.patches.popleft())
             else:
                 agents.remove(agent)
-        assert self.index.fields == self.truth.at(tuple(len(log) for log in self.place.sources))[1]
+        assert self.index.fields == self.truth.fields_at(tuple(len(log) for log in self.place.sources))
         assert model_of_fields(self.index.fields, self.config) == self.rebuilt()
 
     def rebuilt(self) -> bytes:

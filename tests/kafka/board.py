@@ -197,14 +197,14 @@ def _table(found: Sequence[Figures], totals: Mapping[str, float]) -> Table:
 
 
 def _headings(found: Sequence[Figures], totals: Mapping[str, float]) -> str:
-    of_all = "".join(f"{name:>{4 if k == 0 else 10}}" for k, name in enumerate(totals))
+    of_all = "".join(f"{name:>{7 if k == 0 else 10}}" for k, name in enumerate(totals))
     return of_all + "".join(
         f" | {f.name:<11}{'events/s':>8}{'lag':>8}{'due':>7}{'stale':>7}{'patches':>9}" for f in found
     )
 
 
 def _line(found: Sequence[Figures], totals: Mapping[str, float]) -> str:
-    of_all = "".join(f"{value:>{4 if k == 0 else 10},.0f}" for k, value in enumerate(totals.values()))
+    of_all = "".join(f"{value:>{7 if k == 0 else 10},.0f}" for k, value in enumerate(totals.values()))
     return of_all + "".join(
         f" | {f.mode:<11}{f.events_per_second:>8,.0f}{f.lag:>8,}{f.due:>7,}{f.staleness:>5.0f} s"
         f"{f.counts['patches']:>9,}"

@@ -49,6 +49,7 @@ sampling = "recent"
 source_partitions = 4
 """
 SOURCES, ITEM_PARTITIONS = 4, 2
+LEAST = 1_000  # purchases
 BATCH = 20_000  # purchases handed to the producer at once
 LOOK = 0.5  # seconds between two looks at the workers
 PATIENCE = 900.0  # seconds for all of it to become exact
@@ -166,7 +167,8 @@ class Demo:
     def _screen(self) -> Iterator[Callable[[list[Figures]], None]]:
         with Screen(self.console, self.quiet) as screen:
             yield lambda found: screen.show(
-                found, {"s": time.perf_counter() - self.began, "sent": self.sent.events, "applied": _applied(found)}
+                found,
+                {"seconds": time.perf_counter() - self.began, "sent": self.sent.events, "applied": _applied(found)},
             )
 
     def _send(self, failures: list[BaseException]) -> None:
@@ -226,10 +228,17 @@ class Demo:
         killed["replayed"] = {str(source): records for source, records in repeated.items()}
         killed["seconds_to_first_event"] = round(time.perf_counter() - self._restarted, 2)
         del killed["told"]
-        listed = ", ".join(f"{records:,} of interactions-{source}" for source, records in repeated.items())
+        listed = " and ".join(
+            f"{records:,} of interactions-{source}" for source, records in repeated.items() if records
+        )
+        again = (
+            f"repeats what it had told and not yet saved, {listed}; who has heard that drops it"
+            if listed
+            else ("repeats nothing: its snapshots were up to date")
+        )
         self.say(
-            f"[bold green]{killed['worker']} is back[/], {killed['seconds_to_first_event']:.1f} s after its start. What"
-            f" it had told and not yet saved it repeats: {listed};\nwhoever has heard that already drops it."
+            f"[bold green]{killed['worker']} is back[/], {killed['seconds_to_first_event']:.1f} s after its start, and"
+            f" {again}."
         )
         return True
 
@@ -292,7 +301,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--events", type=int, help="stop after this many purchases; default: the whole year")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if given.events is not None and given.events < LEAST:
+        parser.error(f"--events: at least {LEAST}, so that there is something to see")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="cco-demo-"))
     try:
         report = _run(folder, given.events, given.json)

@@ -39,7 +39,7 @@ from tests.servers.kafka import KafkaServer, fetch_kafka
 OUT = ROOT / "benchmarks" / "results" / "soak.json"
 PHASE = 10  # kills
 PAUSE = 4.0  # seconds between two kills, in the mean, if --minutes does not say
-RATE = 1_000.0  # events a second while workers are killed
+RATE = 2_000.0  # events a second while workers are killed
 USERS, ITEMS, PACE = 2_000, 300, 120.0
 AWAY = 5.0  # seconds that a killed worker sometimes stays away: past the session, so that the other takes over
 READY = 20.0  # seconds that a kill waits at most for its victim to be ready
@@ -154,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given.kills and given.steady is None:
         parser.error("name --kills, --steady or both")
     pause = 60 * given.minutes / given.kills if given.minutes and given.kills else PAUSE
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     about = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "seed": given.seed, "machine": machine()}
     folder, flat = Path(tempfile.mkdtemp(prefix="cco-soak-")), True

@@ -19,9 +19,9 @@ USERS, ITEMS = 20_000, 5_000
 WARM, MEASURED = 50_000, 300_000  # events before the highest rate is measured, and while it is
 WINDOW_DAYS, TURNOVER = 60, 60.0  # of the configuration; seconds in which so much event time passes
 SAMPLE = 5.0  # seconds between two looks
-SETTLING = 1 / 3  # of the time, before figures count: caches and arenas grow to their size
-LEAST = 300.0  # seconds after SETTLING, for a verdict on memory
-MOST_GROWTH = 0.05  # of the resident memory, over the time that counts
+SETTLING = 1 / 3  # of the time, before figures count: caches, arenas and write buffers grow to their size
+LEAST = 600.0  # seconds after SETTLING, for a verdict on memory: write buffers fill and empty in minutes
+MOST_GROWTH = 0.05  # of the most resident memory, from the first half of the time that counts to the second
 MOST_LAG = 5.0  # seconds' worth of events
 
 
@@ -114,14 +114,15 @@ def verdict(samples: Sequence[Sample], rate: float) -> dict[str, Any]:
     counted = [s for s in samples if s.seconds >= SETTLING * samples[-1].seconds]
     times = [s.seconds for s in counted]
     span = times[-1] - times[0]
-    per_second = slope(times, [s.memory for s in counted])
-    mean = sum(s.memory for s in counted) / len(counted)
-    memory_is_flat = per_second * span <= MOST_GROWTH * mean if span >= LEAST else None
+    middle = len(counted) // 2
+    before, after = (max(s.memory for s in half) for half in (counted[: middle + 1], counted[middle:]))
+    memory_is_flat = after <= (1 + MOST_GROWTH) * before if span >= LEAST else None
     lag_is_flat = max(s.lag for s in counted) <= MOST_LAG * rate
     return {
         "counted_seconds": round(span, 1),
         "memory_mb": [round(min(s.memory for s in counted) / 1e6, 1), round(max(s.memory for s in counted) / 1e6, 1)],
-        "memory_slope_mb_per_minute": round(60 * per_second / 1e6, 3),
+        "memory_slope_mb_per_minute": round(60 * slope(times, [s.memory for s in counted]) / 1e6, 3),
+        "memory_growth": round(after / before - 1, 4),
         "lag_most": max(s.lag for s in counted),
         "lag_slope_per_minute": round(60 * slope(times, [s.lag for s in counted]), 1),
         "staleness_most_seconds": round(max(s.staleness for s in counted), 2),

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import numpy as np
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from agents.kafka_client import client_options
@@ -286,6 +287,20 @@ class World:
         found = asyncio.run(describe_topics(self.config, self.settings))
         topic = next(t for t in found if t.name == self.settings.topic("interactions"))
         return [int(p.end or 0) for p in topic.partitions]
+
+    def group_state(self) -> str:
+        """The broker's word for the state of our group."""
+
+        async def describe() -> str:
+            admin = AIOKafkaAdminClient(**client_options(self.settings))
+            await admin.start()
+            try:
+                (answer,) = await admin.describe_consumer_groups([self.settings.group])
+                return str(answer.groups[0][2])
+            finally:
+                await admin.close()
+
+        return asyncio.run(describe())
 
     def settle(self, seconds: float = PATIENCE) -> None:
         """Wait until the published model has caught up with the log."""

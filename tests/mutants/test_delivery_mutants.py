@@ -64,6 +64,13 @@ MUTANTS = [
         ("crashes", "zombies", "old snapshots"),
     ),
     Mutant(
+        "a range goes on over a fill",
+        DELIVERY,
+        "        source.open_range = None  # of another life",
+        "        # of another life",
+        ("crashes", "zombies"),
+    ),
+    Mutant(
         "a missing part goes unseen",
         DELIVERY,
         "source.open_range != (*whole, header.part)",
@@ -112,7 +119,13 @@ MUTANTS = [
         "if header.epoch != self._expected[0]:",
         ("strangers",),
     ),
-    Mutant("no marks: a lost tail goes unseen", DELIVERY, "for p in range(self._partitions):", "for p in ():", ("holes",)),
+    Mutant(
+        "no marks: a lost tail goes unseen",
+        DELIVERY,
+        "for p in range(self._partitions):",
+        "for p in ():",
+        ("holes",),
+    ),
     Mutant(
         "a snapshot counts before its messages are acknowledged",
         AGENTS,
@@ -144,7 +157,12 @@ MUTANTS = [
         "        if only is not None:\n"
         "            counted = counted[self._items.partitions(int(self._rule.partitions))[counted[:, 1]] == only]\n",
     ),
-    Mutant("a fill has no priors", USERS, "        self._aging[:] = 1\n        self._state.registers[PRIORS_MOVED] = 1\n", ""),
+    Mutant(
+        "a fill has no priors",
+        USERS,
+        "        self._aging[:] = 1\n        self._state.registers[PRIORS_MOVED] = 1\n",
+        "",
+    ),
     Mutant(
         "at a takeover the index counts as empty",
         AGENTS,

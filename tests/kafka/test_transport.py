@@ -1,0 +1,330 @@
+"""Between Kafka and the agents: whole fetches, rebalances in mid-stream, ends and restarts, TLS and SASL."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import faust
+import pytest
+from aiokafka import AIOKafkaConsumer
+from faust.tables.recovery import Recovery
+from faust.transport.consumer import Consumer
+from faust.transport.drivers import aiokafka as driver
+
+from agents import transport
+from agents.kafka_client import client_options
+from agents.settings import Settings
+from agents.transport import BatchApp, BatchConsumer, BatchTransport, hook_problems
+from agents.worker import Worker
+from cco.config import Config
+from cco.delivery import claim_message
+from tests.kafka.events import CONFIG, generated
+from tests.kafka.world import MakeWorld, WorkerProcess, World, wait_for
+from tests.servers.kafka import KafkaServer, fetch_kafka
+
+# -- what of Faust we lean on ---------------------------------------------------------------------------
+
+
+def test_the_hooks_fit_the_installed_faust() -> None:
+    assert hook_problems() == []
+
+
+HOOKS: list[tuple[Any, str, str]] = [
+    (Consumer, "getmany", "Consumer.getmany"),
+    (Consumer, "perform_seek", "Consumer.perform_seek"),
+    (Consumer, "on_partitions_assigned", "Consumer.on_partitions_assigned"),
+    (Consumer, "_wait_next_records", "Consumer._wait_next_records"),
+    (Consumer, "pause_partitions", "Consumer.pause_partitions"),
+    (Consumer, "resume_partitions", "Consumer.resume_partitions"),
+    (Consumer, "_drain_messages", "Consumer._drain_messages"),
+    (driver.Consumer, "_seek", "Consumer._seek"),
+    (driver.Consumer, "_to_message", "Consumer._to_message"),
+    (driver.Consumer, "assignment", "Consumer.assignment"),
+    (driver.Consumer, "highwater", "Consumer.highwater"),
+    (driver.Transport, "create_consumer", "Transport.create_consumer"),
+    (Consumer, "on_buffer_full", "Consumer.on_buffer_full"),
+    (Recovery, "_resume_streams", "Recovery._resume_streams"),
+    (Recovery, "on_recovery_completed", "Recovery.on_recovery_completed"),
+    (faust.App, "_new_transport", "App._new_transport"),
+]
+
+
+@pytest.mark.parametrize("owner, attribute, name", HOOKS, ids=[hook[2] for hook in HOOKS])
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_a_changed_hook_is_told_by_name(
+    owner: type, attribute: str, name: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another(self: object, other: int) -> None:
+        """As a new version of Faust might have it."""
+
+    if how == "changed":
+        monkeypatch.setattr(owner, attribute, another)
+    else:
+        for base in owner.__mro__:  # it may be inherited
+            if attribute in vars(base):
+                monkeypatch.delattr(base, attribute)
+    problems = hook_problems()
+    assert [problem for problem in problems if f"Faust's {name} " in problem] == problems != []
+
+
+def test_another_version_of_faust_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faust, "__version__", "0.16.0")
+    assert hook_problems() == [f"faust-streaming is 0.16.0; the worker is made for {transport.FAUST} exactly"]
+
+
+def test_our_consumer_is_the_one_that_faust_makes() -> None:
+    app = Worker(Config(), Settings()).app
+    assert isinstance(app, BatchApp) and isinstance(app.transport, BatchTransport)
+    assert isinstance(app.consumer, BatchConsumer)
+
+
+# -- fetches, ends and restarts -------------------------------------------------------------------------
+
+
+def first_event(worker: WorkerProcess) -> None:
+    """Wait until a worker, just started, has applied an event."""
+
+    def applied() -> bool:
+        sources = (worker.status() or {}).get("interactions", {}).values()
+        return any(source["position"] > source["began_at"] for source in sources)
+
+    wait_for(applied, "the first event")
+
+
+def test_whole_fetches_and_restarts_without_a_session(
+    make_world: MakeWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(session_timeout="100s")  # a restart that waited for it would be seen
+    world.produce(generated(world, 30_000, seed=31))
+    worker = world.worker("alone")
+    world.settle()
+    topic = world.settings.topic("interactions")
+    events, records = (worker.metric(f"cco_fetch_records_{what}", topic=topic) for what in ("count", "sum"))
+    assert records == sum(world.log_ends()) == worker.metric("cco_events_applied_total")  # each once
+    assert records / events > 1_000, f"{records:,.0f} records in {events:,.0f} events of Faust's"
+    world.check()
+
+    def restart(how: Callable[[], object]) -> float:
+        how()
+        world.produce(generated(world, 500, seed=32))
+        began = time.monotonic()
+        worker.start()
+        first_event(worker)
+        return time.monotonic() - began
+
+    graceful, killed = restart(worker.stop), restart(worker.kill)
+    world.settle()
+    world.check()
+    with capsys.disabled():
+        print(f"\n{records:,.0f} interactions in {events:.0f} events; with a session timeout of 100 s the first event")
+        print(f"came {graceful:.1f} s after a graceful stop and start, {killed:.1f} s after SIGKILL and start")
+    assert graceful < 20 and killed < 20
+
+
+# -- TLS and SASL ---------------------------------------------------------------------------------------
+
+
+def refused(world: World, **environment: str) -> str:
+    """What a worker that cannot start says, in one line; what the client logs comes before."""
+    worker = world.worker("refused", **environment)
+    assert worker.wait() == 2
+    lines = worker.log.read_text().splitlines()
+    assert all(line.startswith("{") for line in lines[:-1]), lines
+    return lines[-1]
+
+
+def check_worker(world: World) -> None:
+    """One that works."""
+    world.worker("alone")
+    world.produce(generated(world, 500, seed=41))
+    world.settle()
+    world.check()
+
+
+def test_sasl(make_world: MakeWorld, tmp_path: Path) -> None:
+    users = 'username="broker" password="of the broker" user_broker="of the broker" user_learner="of the learner"'
+    settings = {
+        "listener.security.protocol.map": "CLIENTS:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "sasl.mechanism.inter.broker.protocol": "PLAIN",
+        "listener.name.clients.plain.sasl.jaas.config":
+            f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};",
+    }  # fmt: skip
+    security = {
+        "security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_username": "learner",
+        "sasl_password": "of the learner",
+    }  # fmt: skip
+    with KafkaServer(tmp_path / "kafka", fetch_kafka(), settings=settings) as server:
+        world = make_world(broker=server.bootstrap, security=security)
+        said = refused(world, CCO_SASL_PASSWORD="a wrong one")
+        assert said.startswith(f"cco: error: Kafka at {server.bootstrap} refused the login of learner"), said
+        assert "a wrong one" not in said
+        check_worker(world)
+        assert "of the learner" not in world.workers["alone"].log.read_text()
+        world.close()
+
+
+def test_tls(make_world: MakeWorld, tmp_path: Path) -> None:
+    store, certificate = tmp_path / "broker.p12", tmp_path / "broker.pem"
+    of_store = ["-alias", "broker", "-keystore", str(store), "-storetype", "PKCS12", "-storepass", "secret"]
+    names = ["-dname", "CN=broker", "-ext", "SAN=ip:127.0.0.1", "-keyalg", "EC"]
+    subprocess.run(["keytool", "-genkeypair", *of_store, *names], check=True, capture_output=True)
+    export = subprocess.run(["keytool", "-exportcert", "-rfc", *of_store], check=True, capture_output=True)
+    certificate.write_bytes(export.stdout)
+    settings = {
+        "listener.security.protocol.map": "CLIENTS:SSL,CONTROLLER:PLAINTEXT",
+        "ssl.keystore.location": str(store), "ssl.keystore.type": "PKCS12", "ssl.keystore.password": "secret",
+        "ssl.truststore.location": str(certificate), "ssl.truststore.type": "PEM",
+    }  # fmt: skip
+    security = {"security_protocol": "SSL", "ssl_cafile": str(certificate)}
+    with KafkaServer(tmp_path / "kafka", fetch_kafka(), settings=settings) as server:
+        world = make_world(broker=server.bootstrap, security=security)
+        said = refused(world, CCO_SSL_CAFILE=ssl.get_default_verify_paths().cafile or str(tmp_path))
+        assert said.startswith(f"cco: error: Kafka at {server.bootstrap}: TLS failed while checking topics"), said
+        check_worker(world)
+        world.close()
+
+
+def test_sasl_goes_over_tls() -> None:
+    values: dict[str, Any] = {
+        "security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512", "sasl_username": "u", "sasl_password": "p",
+    }  # fmt: skip
+    app = Worker(Config(), Settings(**values)).app
+    options = driver.credentials_to_aiokafka_auth(app.conf.broker_credentials, app.conf.ssl_context)
+    assert (options["security_protocol"], options["sasl_mechanism"]) == ("SASL_SSL", "SCRAM-SHA-512")
+    assert (options["sasl_plain_username"], options["sasl_plain_password"]) == ("u", "p")
+    assert isinstance(options["ssl_context"], ssl.SSLContext)
+
+
+# -- another member of the group ------------------------------------------------------------------------
+
+
+class Member:
+    """Another member of a world's group, which takes partitions and does nothing with them.
+
+    It lives only while one of its methods runs: in between it is frozen, as a process that hangs.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._world = world
+        self._assignor = Worker(world.config, world.settings).app.assignor
+        self._consumer: AIOKafkaConsumer | None = None
+        self._joining: asyncio.Task[None] | None = None
+
+    async def _start(self) -> None:
+        settings = self._world.settings
+        self._consumer = AIOKafkaConsumer(
+            settings.topic("interactions"), settings.topic("edits"), **client_options(settings),
+            group_id=settings.group, enable_auto_commit=False, session_timeout_ms=60_000,
+            heartbeat_interval_ms=200, rebalance_timeout_ms=60_000, partition_assignment_strategy=[self._assignor],
+        )  # fmt: skip
+        await self._consumer.start()
+
+    def join(self) -> int:
+        """Join the group, and answer the number of partitions that it is given."""
+        self._loop.run_until_complete(self._start())
+        assert self._consumer is not None
+        return len(self._consumer.assignment())
+
+    def ask_to_join(self) -> None:
+        """Begin to join the group: whoever is in it must do so again."""
+        self._joining = self._loop.create_task(self._start())
+        self._loop.run_until_complete(asyncio.sleep(1.0))
+
+    def leave(self) -> None:
+        """Leave the group, wherever it is in it."""
+        if self._joining is not None:
+            self._joining.cancel()
+        if self._consumer is not None:
+            self._loop.run_until_complete(asyncio.wait_for(self._consumer.stop(), 10))
+        self._loop.close()
+
+
+@contextmanager
+def member(world: World) -> Iterator[Member]:
+    found = Member(world)
+    try:
+        yield found
+    finally:
+        found.leave()
+
+
+def lag(world: World, worker: WorkerProcess) -> int:
+    """Records of the log that a worker which has all partitions has not applied."""
+    sources = (worker.status() or {}).get("interactions", {}).values()
+    return sum(world.log_ends()) - sum(source["position"] for source in sources)
+
+
+def test_rebalances_in_mid_stream_lose_nothing_and_hold_up_no_stop(make_world: MakeWorld) -> None:
+    world = make_world()
+    worker = world.worker("alone")
+    wait_for(worker.is_ready, "the worker")
+    before = worker.metric("cco_rebalances_total")
+    with world.producing(generated(world, 10_000, seed=33), rate=1_200) as producing:
+        while producing.is_alive():
+            with member(world) as other:
+                assert other.join() > 0
+    world.settle()
+    world.check()
+    assert worker.metric("cco_rebalances_total") - before >= 6
+    assert worker.metric("cco_events_applied_total") >= sum(world.log_ends())  # in one life
+    assert not [message for message in worker.messages() if message["level"] == "error"]
+
+    with member(world) as frozen, member(world) as joining:
+        frozen.join()
+        joining.ask_to_join()  # which the frozen one would have to know
+
+        def stands_still() -> bool:
+            world.produce(generated(world, 50, seed=34))
+            return lag(world, worker) > 150
+
+        wait_for(stands_still, "the worker to stand still")
+        assert world.group_state() == "PreparingRebalance"
+        began = time.monotonic()
+        assert worker.stop() == 0
+        assert time.monotonic() - began < 10
+
+
+def test_a_fenced_worker_comes_back(make_world: MakeWorld) -> None:
+    """Somebody who lost an item partition long ago claims it, and goes."""
+    world = make_world(session_timeout="2s")
+    worker = world.worker("alone")
+    world.produce(generated(world, 1_000, seed=35))
+    world.settle()
+    late = claim_message(world.config.epoch, world.config.retention.source_partitions, 0, 1, session=1)
+    world.produce_raw([(0, b"late", late)], "edits")
+    wait_for(lambda: "edits-0 is another worker's" in worker.get("/readyz")[1], "the claim to be seen")
+    world.produce(generated(world, 1_000, seed=36))
+    world.settle()
+    world.check()
+    assert worker.is_ready()
+
+
+def test_a_worker_that_lost_everything_knows_it(make_world: MakeWorld) -> None:
+    """It was away for long, and there is nothing left for it: of that Faust tells its consumers nothing."""
+    world = make_world(
+        CONFIG.replace("source_partitions = 4", "source_partitions = 1"), share=True, session_timeout="2s"
+    )
+    first = world.worker("first")
+    world.produce(generated(world, 1_000, seed=37))
+    world.settle()
+    first.signal(signal.SIGSTOP)
+    second = world.worker("second")
+    wait_for(lambda: second.status() and second.is_ready(), "the second to take over")
+    first.signal(signal.SIGCONT)
+    idle = "no partition is assigned"
+    wait_for(lambda: [idle in w.get("/readyz")[1] for w in (first, second)].count(True) == 1, "one to have nothing")
+    world.produce(generated(world, 1_000, seed=38))
+    world.settle()
+    world.check()
+    statuses = [first.status() or {}, second.status() or {}]
+    assert sorted(len(status["interactions"]) + len(status["edits"]) for status in statuses) == [0, 2]
