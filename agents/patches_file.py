@@ -58,9 +58,7 @@ class Materializer:
 
     records: int = 0
     dropped: int = 0  # of an owner that was followed by another
-    positions: dict[int, list[int]] = field(
-        default_factory=dict
-    )  # of the newest owner of each
+    positions: dict[int, list[int]] = field(default_factory=dict)  # of the newest owner of each
     _items: dict[str, _Item] = field(default_factory=dict)
     _generations: dict[int, int] = field(default_factory=dict)
 

@@ -34,6 +34,7 @@ from agents.settings import Settings
 from agents.topics import check_topics
 from agents.transport import BatchApp, BatchConsumer, Fetched, hook_problems
 from agents.user_agent import TICK_SECONDS, UserAgent
+from agents.warm_up import warm_up
 from cco.config import Config
 
 TOPICS = {"both": ("interactions", "edits"), "users": ("interactions",), "items": ("edits",)}
@@ -66,7 +67,8 @@ class Worker:
     # -- life ---------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Connect and listen."""
+        """Connect and listen. Kernels are loaded meanwhile, or compiled: that comes before all else that is computed."""
+        self._spawn(self._warm_up())
         options = client_options(self.settings)
         self.producer = AIOKafkaProducer(
             **options, enable_idempotence=True, acks="all", compression_type="zstd", max_batch_size=1 << 20,
@@ -92,6 +94,9 @@ class Worker:
         for endless in (self._tick_forever(), self._control_forever(), self.items.publish_forever()):
             self._spawn(endless)
         self.ready = True
+
+    async def _warm_up(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._compute, warm_up)
 
     def _make_sink(self) -> Sink:
         if self.settings.patches == "topic":
