@@ -67,7 +67,7 @@ class Worker:
     # -- life ---------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Connect and listen. Kernels are loaded meanwhile, or compiled: that comes before all else that is computed."""
+        """Connect and listen. Before anything else is computed, kernels are loaded, or compiled."""
         self._spawn(self._warm_up())
         options = client_options(self.settings)
         self.producer = AIOKafkaProducer(
