@@ -75,7 +75,7 @@ class World:
             snapshot = self.rng.choice(snapshots)
             self.lossless &= snapshot is snapshots[-1]
         habits = Habits(
-            buffer_rows=self.rng.choice((2, 8, 1000)), message_rows=self.rng.choice((3, 5, 20, 1000)),
+            buffer_rows=self.rng.choice((2, 8, 1000)), message_rows=self.rng.choice((4, 12, 1000)),
             stride=self.rng.choice((1, 3, 8, 30)), swiftness=self.rng.choice((0.2, 0.5, 0.9)),
             fills_in_turns=self.rng.random() < 0.3,
         )  # fmt: skip
@@ -89,7 +89,7 @@ class World:
         faults = [(weight, action) for fault, weight, action in (
             ("crashes", rng.choice((1, 4)), self.crash_user), ("crashes", rng.choice((0.3, 3)), self.crash_item),
             ("holes", 1, self.lose), ("repeats", 1, self.repeat),
-            ("strangers", 2, self.intrude), ("bad control", 2, self.repeat_request), ("zombies", 1, self.end_zombie),
+            ("strangers", 2, self.intrude), ("bad control", 2, self.repeat_request), ("zombies", 2, self.end_zombie),
         ) if fault in self.faults]  # fmt: skip
         if rng.random() < 0.7:
             self.settle()

