@@ -5,31 +5,11 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.kafka.events import CONFIG, generated
-from tests.kafka.world import World, wait_for
+from tests.kafka.events import generated
+from tests.kafka.world import MakeWorld, World, wait_for
 from tests.servers.kafka import KafkaServer
-
-MakeWorld = Callable[..., World]
-
-
-@pytest.fixture
-def make_world(kafka: KafkaServer, tmp_path: Path, topic_prefix: str) -> Iterator[MakeWorld]:
-    """Worlds on the shared broker; their workers are killed at the end."""
-    worlds: list[World] = []
-
-    def make(toml: str = CONFIG, broker: str = kafka.bootstrap, **options: object) -> World:
-        name = f"{topic_prefix}{len(worlds)}-"
-        worlds.append(World(broker, tmp_path / name, name, toml, **options))  # type: ignore[arg-type]
-        return worlds[-1]
-
-    yield make
-    for world in worlds:
-        world.close()
 
 
 def test_one_worker_publishes_the_batch_model(make_world: MakeWorld) -> None:
