@@ -75,7 +75,7 @@ class ItemPartition:
         self.stage = ItemStage(config, self.users, self.items, partition, partitions, map_chunks, index_is_empty=False)
         self.inbox = Inbox(config.epoch, config.retention.source_partitions, partition, partitions, claim)
         self.position = claim + 1  # offset of the next message to apply
-        self.progress = 0  # messages of our sources that were taken: shows that a fill goes on
+        self.progress = 0  # parts of fills that were taken: ranges go on also where a fill has stopped
         self.waiting: list[float] = []  # times, epoch seconds, of events whose rows may still be due
         self.exact = False  # every row in the index is as the model at `inbox.position`
         self.facts = Facts()
@@ -105,7 +105,7 @@ class ItemPartition:
             was_filled = self.inbox.filled
             verdict = self.inbox.take(header, record.offset)
             if verdict is Verdict.APPLY:
-                self.progress += 1
+                self.progress += header.kind is Kind.FILL
                 if header.kind is not Kind.FILL or not header.last:
                     edits = decode(record.value, self.users, self.items, self._config)
                     self.stage.apply(edits, now)

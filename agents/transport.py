@@ -103,15 +103,25 @@ class BatchConsumer(driver.Consumer):
 
     async def begin(self, tp: TP, position: int) -> None:
         """Read a partition that was kept paused. One that is no longer ours is left alone."""
-        self.seeks[tp] = self.seeks.get(tp, 0) + 1
         with suppress(IllegalStateError):
             await self._seek_to(tp, position)
             self.resume_partitions({tp})
 
     async def _seek_to(self, tp: TP, position: int) -> None:
-        await self._seek(tp, position)
+        """What is fetched meanwhile does not count, whether it was begun before or after."""
         self._next[tp] = position
         self._read_offset[tp] = None  # what Faust remembers of it would drop a fetch that begins before
+        self.seeks[tp] = self.seeks.get(tp, 0) + 1
+        await self._seek(tp, position)
+        self.seeks[tp] += 1
+
+    async def _seek(self, partition: TP, offset: int) -> None:
+        """In aiokafka's thread, which may be looking at what it has fetched: Faust's own way breaks it at times."""
+
+        async def seek() -> None:
+            self._thread.seek(partition, offset)
+
+        await self._thread.call_thread(seek)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
         """One message for each partition of a fetch. What is fetched and not handed over is sought again."""
@@ -211,6 +221,8 @@ _CALLED: tuple[tuple[str, type, str], ...] = (  # or overridden; as Faust has it
     ("Consumer.pause_partitions", BaseConsumer, "self, tps"),
     ("Consumer.resume_partitions", BaseConsumer, "self, tps"),
     ("Consumer._seek", driver.Consumer, "self, partition, offset"),
+    ("AIOKafkaConsumerThread.seek", driver.AIOKafkaConsumerThread, "self, partition, offset"),
+    ("AIOKafkaConsumerThread.call_thread", driver.AIOKafkaConsumerThread, "self, fun, args, kwargs"),
     ("Consumer._to_message", driver.Consumer, "self, tp, record"),
     ("Consumer.assignment", driver.Consumer, "self"),
     ("Consumer.highwater", driver.Consumer, "self, tp"),

@@ -19,7 +19,7 @@ from cco.batch import rebuild
 from cco.config import Config
 from cco.delivery import Inbox
 from cco.edits import LEAVE, Edits
-from cco.edits_message import Header, Kind
+from cco.edits_message import Header, Kind, decode_header
 from cco.model_file import encode
 from cco.rows import Patches, Rows
 from cco.vocabulary import Vocabulary
@@ -201,7 +201,7 @@ class World:
         if "zombies" in self.faults and self.rng.random() < 0.6:
             self.item_zombies.append(old)
         elif "late patches" in self.faults:
-            old.fenced = True
+            old.claiming, old.fenced = None, True
             self.item_zombies.append(old)
         self.items[partition] = ItemAgent(self.place, partition, self._session())
 
@@ -210,13 +210,19 @@ class World:
             self.user_zombies.pop(self.rng.randrange(len(self.user_zombies)))
 
     def lose(self) -> None:
-        """Messages that were acknowledged are gone: one, or the end of the log."""
+        """Messages that were acknowledged are gone: one, or the end of the log; but no claims.
+
+        Whoever does not see that another has claimed goes on with a lower number, and the index drops what he
+        sends until he claims again: the protocol does not heal that.
+        """
         partition = self.rng.randrange(self.place.partitions)
         log, read = self.place.edits[partition], self.items[partition].position
         if log:
             first = self.rng.randrange(min(read, len(log) - 1), len(log))
             last = len(log) if self.rng.random() < 0.4 else first + 1
-            log[first:last] = [None] * (last - first)
+            for offset, message in enumerate(log[first:last], first):
+                if message is not None and decode_header(message).kind is not Kind.CLAIM:
+                    log[offset] = None
             self.lossless = False
             self.note(f"lost: {first} to {last} of {partition}")
 

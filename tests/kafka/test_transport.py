@@ -46,6 +46,8 @@ HOOKS: list[tuple[Any, str, str]] = [
     (Consumer, "resume_partitions", "Consumer.resume_partitions"),
     (Consumer, "_drain_messages", "Consumer._drain_messages"),
     (driver.Consumer, "_seek", "Consumer._seek"),
+    (driver.AIOKafkaConsumerThread, "seek", "AIOKafkaConsumerThread.seek"),
+    (driver.AIOKafkaConsumerThread, "call_thread", "AIOKafkaConsumerThread.call_thread"),
     (driver.Consumer, "_to_message", "Consumer._to_message"),
     (driver.Consumer, "assignment", "Consumer.assignment"),
     (driver.Consumer, "highwater", "Consumer.highwater"),
