@@ -32,6 +32,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 FAUST = "0.15.3"  # the version whose inside this file knows
+SOON = 0.01  # seconds between two looks at whether an agent has room again; Faust itself waits for a whole one
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,11 @@ class BatchConsumer(driver.Consumer):
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
         """One message for each partition of a fetch. What is fetched and not handed over is sought again."""
+        if self.flow_active and not self._get_active_partitions():
+            await self.sleep(SOON)
+            return
+        if self._buffered_partitions:  # they take no part in the waiting, and may be asked for at any moment
+            timeout = SOON
         seeks = dict(self.seeks)
         fetched, active = await self._wait_next_records(timeout)
         if fetched is None or self.should_stop:
@@ -218,6 +224,7 @@ _CALLED: tuple[tuple[str, type, str], ...] = (  # or overridden; as Faust has it
     ("Consumer.perform_seek", BaseConsumer, "self"),
     ("Consumer.on_partitions_assigned", BaseConsumer, "self, assigned, generation_id"),
     ("Consumer._wait_next_records", BaseConsumer, "self, timeout"),
+    ("Consumer._get_active_partitions", BaseConsumer, "self"),
     ("Consumer.pause_partitions", BaseConsumer, "self, tps"),
     ("Consumer.resume_partitions", BaseConsumer, "self, tps"),
     ("Consumer._seek", driver.Consumer, "self, partition, offset"),

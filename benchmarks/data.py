@@ -45,9 +45,9 @@ class Log:
 
     def batches(self, size: int = MICRO_BATCH, limit: int | None = None) -> Iterator[EventBatch]:
         """`size` events at a time, the first `limit` only, as views."""
-        whole = self.batch()
-        for at in range(0, len(self) if limit is None else min(limit, len(self)), size):
-            yield whole.part(at, at + size)
+        some = self.batch().part(0, len(self) if limit is None else limit)
+        for at in range(0, len(some), size):
+            yield some.part(at, at + size)
 
 
 def purchases(cap: int = 100, top_k: int = 50, staleness: float = 60.0) -> Config:
