@@ -1,5 +1,6 @@
-# `make demo` needs nothing but Python 3.11 or newer with its venv module; what runs a Kafka (`make demo-kafka`, `make
-# test`, `make soak`, `make kafka`) also Java and Maven, which it installs on Debian and Ubuntu.
+# `make demo` needs nothing but Python 3.11 or newer with its venv module; what runs a Kafka or an
+# Elasticsearch (`make demo-kafka`, `make test`, `make soak`, `make kafka`, `make elasticsearch`) also Java and Maven,
+# which it installs on Debian and Ubuntu.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,11 +8,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PACKAGES := agents cco llr model_sync
 SERVERS := .servers
 KAFKA_PORT ?= 9092
+ELASTICSEARCH_PORT ?= 9200
 SOAK ?= --kills 100
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo )
 APT_GET := $(AS_ROOT)env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
-.PHONY: help demo demo-kafka test lint types check soak bench servers kafka format clean
+.PHONY: help demo demo-kafka test lint types check soak bench servers kafka elasticsearch format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +23,8 @@ help:
 	@echo "make soak        workers killed 100 times; SOAK='--steady 30': half an hour at half of the highest rate"
 	@echo "make bench       the numbers in README.md"
 	@echo "make kafka       run an Apache Kafka broker here, on port $(KAFKA_PORT) (KAFKA_PORT=...), until Ctrl-C"
+	@echo "make elasticsearch"
+	@echo "                 run an Elasticsearch node here, on port $(ELASTICSEARCH_PORT) (ELASTICSEARCH_PORT=...), until Ctrl-C"
 	@echo "make format      let ruff format the sources"
 	@echo "make clean       remove $(VENV) and all caches"
 
@@ -66,15 +70,19 @@ types: $(VENV)/.installed-test
 # The real servers that tests and the demo run against, fetched once; before the tests, so that they do not wait for it.
 servers: $(VENV)/.created
 	@command -v java >/dev/null && command -v mvn >/dev/null || { \
-	  echo "Installing Java and Maven, which Apache Kafka needs ..." && \
+	  echo "Installing Java and Maven, which Kafka and Elasticsearch need ..." && \
 	  command -v apt-get >/dev/null && $(APT_GET) update && \
 	  $(APT_GET) install --yes --no-install-recommends default-jre-headless maven >/dev/null; } || { \
-	  echo "Apache Kafka needs \`java\` (17 or newer) and \`mvn\` on the PATH, and installing them failed: install" >&2; \
-	  echo "them yourself; on Debian and Ubuntu: sudo apt-get install default-jre-headless maven" >&2; exit 1; }
+	  echo "Kafka and Elasticsearch need \`java\` (17 or newer) and \`mvn\` on the PATH, and installing them failed:" >&2; \
+	  echo "install them yourself; on Debian and Ubuntu: sudo apt-get install default-jre-headless maven" >&2; exit 1; }
 	@$(BIN)/python -m tests.servers.kafka --fetch
+	@$(BIN)/python -m tests.servers.elasticsearch --fetch
 
 kafka: servers
 	@$(BIN)/python -m tests.servers.kafka --port $(KAFKA_PORT)
+
+elasticsearch: servers
+	@$(BIN)/python -m tests.servers.elasticsearch --port $(ELASTICSEARCH_PORT)
 
 check: $(VENV)/.installed-test $(VENV)/.compiled-worker servers
 	$(BIN)/pytest -q -n 2

@@ -39,6 +39,8 @@ class WorkerCondition:
             problems.append("no partition is assigned yet")
         opened = {(worker.users.topic, s) for s in worker.users.owned()}
         opened |= {(worker.items.topic, p) for p in worker.items.owned()}
+        if worker.elastic is not None:
+            opened |= {(worker.elastic.metadata.topic, p) for p in worker.elastic.metadata.lags()}
         for tp in sorted(worker.assignment):
             place = (tp.topic, tp.partition)
             served_elsewhere = tp.topic == worker.items.topic and tp.partition in worker.items.fenced
@@ -51,6 +53,8 @@ class WorkerCondition:
                 self._caught_up[topic, partition] = now
             elif behind > MOST_LAG_SECONDS:
                 problems.append(f"{topic}-{partition} is {lag} records behind its log")
+        if worker.elastic is not None:
+            problems += worker.elastic.problems()
         for number, of_items in worker.items.owned().items():
             if not of_items.inbox.filled:
                 problems.append(f"edits-{number} waits to be filled by the user stages")
@@ -65,6 +69,9 @@ class WorkerCondition:
             found[worker.users.topic, source] = worker.users.log_end(source) - partition.position
         for number, of_items in worker.items.owned().items():
             found[worker.items.topic, number] = worker.items.log_end(number) - of_items.position
+        if worker.elastic is not None:
+            metadata = worker.elastic.metadata
+            found |= {(metadata.topic, partition): lag for partition, lag in metadata.lags().items()}
         return found
 
     def mode(self) -> Mode:

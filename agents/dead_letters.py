@@ -16,8 +16,9 @@ import msgspec
 
 from cco import values
 
-CODES: tuple[str, ...] = (*values.CODES, "message")
-"""Why a record was refused, in one word: `Rejection.code`, and `message` for a damaged edits message."""
+CODES: tuple[str, ...] = (*values.CODES, "message", "document")
+"""Why a record was refused, in one word: `Rejection.code`, `message` for a damaged edits message, and `document` for
+one that Elasticsearch does not take: its topic is "elasticsearch:INDEX", its value the document."""
 
 LIMIT = 1_000_000  # bytes of key, value and headers: brokers take 1,048,588 with what is around them
 

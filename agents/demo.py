@@ -42,6 +42,7 @@ Your own data: a CSV file with the columns user,item,event,timestamp (or JSON Li
   .venv/bin/cco rebuild events.csv --config cco.toml --model batch.jsonl                 the same in batch
   .venv/bin/cco compare model.jsonl batch.jsonl                                          not a byte differs
   .venv/bin/cco recommend --state state --user SOMEBODY                  or --item X, or --items A,B,C
+  .venv/bin/cco serve --embedded --state state --config cco.toml         questions and events over HTTP
   .venv/bin/cco --help                                                   all the rest
 
 README.md has an example of cco.toml: without --config only events of the type "purchase" count.
@@ -69,6 +70,7 @@ class Demo:
             report["households"] = self._households()
             report["new_customer"] = self._new_customer()
             report.update(self._prove())
+            report["service"] = self._service()
         report["seconds"] = round(time.perf_counter() - begin, 2)
         self._title(f"That was it, in {report['seconds']:.0f} seconds. What next?")
         self._say(escape(NEXT_STEPS))
@@ -293,6 +295,22 @@ class Demo:
             "rebuild_seconds": round(rebuilt - drained, 3),
             "peak_memory_bytes": peak_memory_bytes(),
         }
+
+    # -- the service --------------------------------------------------------------------------------
+
+    def _service(self) -> dict[str, Any] | None:
+        """None where the packages for it are not installed."""
+        try:
+            from agents.demo_service import ask_over_http
+        except ModuleNotFoundError as error:
+            self._say(f"\n[dim]Recommendations over HTTP need the extra `serve` ({error.name} is not installed).[/]")
+            return None
+        self._title("The same over HTTP, as `cco serve --embedded` does it")
+        household = self._chosen()[0][1]
+        product = self._most_bought(BASKET[0])
+        return ask_over_http(
+            self.engine, household, product or "1", int(self.purchases.times[-1]) + 3600, self._say, self._name
+        )
 
     def _again(self, users: Vocabulary, items: Vocabulary) -> Iterator[EventBatch]:
         """Every event of this run, from the data, over other vocabularies."""

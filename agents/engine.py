@@ -7,10 +7,11 @@ engine.recommend(user="u1")
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,8 @@ from agents.questions import (
     Contribution,
     Recommendation,
     Values,
-    history_of,
+    asked_history,
+    at_most_one,
     ids_of,
     latest,
     list_of,
@@ -34,7 +36,8 @@ from cco.events import EventParser
 from cco.pipeline import Pipeline
 from cco.rows import Patches, Rows
 from cco.vocabulary import Vocabulary
-from model_sync.contract import MAX_IDS, Boost, Query, QueryError, Range
+from model_sync.availability import available
+from model_sync.contract import MAX_IDS, Boost, Query, Range
 from model_sync.memory import MemoryIndex
 from model_sync.metadata import change_problem
 
@@ -44,7 +47,6 @@ MICRO_BATCH = 65_536  # events applied between two looks at the rows that are du
 RECORDS_AT_ONCE = 8_192  # records parsed at a time
 LEAST_PUBLISH_SECONDS = 0.05  # spent on due rows after each micro-batch, however small that was
 PUBLISH_ITEMS = 256  # items counted between two looks at the clock
-MAX_BASKET = 1_000
 REJECTIONS_KEPT = 10_000  # of one call
 IDLE_SECONDS = 1.0  # without publishing, after which a question looks for rows that are too old
 REFRESH_SECONDS = 0.02  # that a question spends on them
@@ -95,6 +97,7 @@ class Engine:
         self.pipeline = Pipeline(self.config, self.users, self.items, item_partitions, map_chunks)
         self.user_stages = self.pipeline.user_stages
         self.index = MemoryIndex(self.config, self.items)
+        self.guard = threading.RLock()  # held while the stages change: others may ask for histories meanwhile
         self.counters = Counters()
         self._changed_items: set[int] = set()  # positions; those that no checkpoint has taken yet
         self._deleted_items: set[int] = set()
@@ -136,21 +139,26 @@ class Engine:
             rejected += parsed.rejections[: REJECTIONS_KEPT - len(rejected)]
         return IngestReport(accepted, rejected, refused)
 
-    def apply_parsed(self, parsed: Parsed) -> Parsed:
-        """Apply what a parser over this engine's vocabularies found; answers the same."""
-        self._learn(parsed.batch)
+    def apply_parsed(self, parsed: Parsed, publish: bool = True) -> Parsed:
+        """Apply what a parser over this engine's vocabularies found; answers the same.
+
+        Without `publish` no row is counted yet: the caller sees to `publish_due`.
+        """
+        self._learn(parsed.batch, publish)
         self.counters.rejected += len(parsed.rejections)
         for change in parsed.item_changes:
             self._change_item(change)
         return parsed
 
-    def _learn(self, batch: EventBatch) -> None:
+    def _learn(self, batch: EventBatch, publish: bool = True) -> None:
         for at in range(0, len(batch), MICRO_BATCH):
             began = self._clock()
             part = batch.part(at, at + MICRO_BATCH)
-            self.pipeline.ingest(part, began)
+            with self.guard:
+                self.pipeline.ingest(part, began)
             self.counters.accepted += len(part)
-            self.publish_due(max(LEAST_PUBLISH_SECONDS, 0.5 * (self._clock() - began)))
+            if publish:
+                self.publish_due(max(LEAST_PUBLISH_SECONDS, 0.5 * (self._clock() - began)))
 
     def _change_item(self, change: ItemChange) -> None:
         if change.kind == "delete":
@@ -265,26 +273,32 @@ class Engine:
         exclude_seen: bool = True,
         weights: Mapping[str, float] | None = None,
         priors: Mapping[str, float] | None = None,
+        backfill: str | None = "auto",
+        now: str | None = None,
     ) -> list[Recommendation]:
         """The best items for a user, for who looks at an item, for a basket, for a given history, or for anyone.
 
         At most one of `user`, `item`, `items` and `history` (item ids per indicator). Items of the primary
-        history are left out while `exclude_seen`; they do not count against the limit of `exclude_items`. The
-        rest is as in `model_sync.contract.Query`; raises QueryError with the offending part. When events have
-        stopped coming, up to 20 ms a second are spent here on rows that are older than `max_staleness`.
+        history are left out while `exclude_seen`; they do not count against the limit of `exclude_items`. Items
+        that are not recommendable, not yet available or expired (properties: `config.items`) at `now` (ISO 8601;
+        default: the machine's clock) are left out too. The rest is as in `model_sync.contract.Query`; raises
+        QueryError with the offending part. When events have stopped coming, up to 20 ms a second are spent here on
+        rows that are older than `max_staleness`.
         """
         whole = self._whole_history(user, item, items, history)
         seen = set(whole.get(self.config.primary, ())) if exclude_seen else set()
+        in_time, barred = available(self.config, now)
         query = Query(
             history=whole if user is None else latest(whole),
             weights=table_of("weights", weights),
             include=rules_of("include", include),
-            exclude=rules_of("exclude", exclude),
+            exclude=(*rules_of("exclude", exclude), *barred),
             boost=tuple(list_of("boost", boost, Boost)),
-            ranges=tuple(list_of("ranges", ranges, Range)),
+            ranges=(*list_of("ranges", ranges, Range), *in_time),
             exclude_items=seen.union(ids_of("exclude_items", exclude_items, MAX_IDS)),
             num=num,
             priors=table_of("priors", priors),
+            backfill=backfill,
         )
         self._refresh_if_idle()
         return [Recommendation(hit.item, hit.score, hit.properties) for hit in self.index.search(query)]
@@ -310,19 +324,21 @@ class Engine:
         items: Sequence[str] | None,
         history: Mapping[str, Sequence[str]] | None,
     ) -> dict[str, list[str]]:
-        if sum(given is not None for given in (user, item, items, history)) > 1:
-            raise QueryError("user, item, items, history", "more than one is given; they exclude each other")
-        if history is not None:
-            return history_of(history)
-        if items is not None:
-            return {self.config.primary: ids_of("items", items, MAX_BASKET)}
-        if item is not None:
-            return {self.config.primary: [text_of("item", item)]}
-        index = None if user is None else self.users.index(text_of("user", user))
-        if index is None:
-            return {}
-        found = self.pipeline.history(index)
-        return {name: self.items.names(i for i, _ in entries) for name, entries in found.items()}
+        at_most_one({"user": user, "item": item, "items": items, "history": history})
+        own = {} if user is None else self.whole_history(text_of("user", user))
+        return asked_history(self.config.primary, item, items, history, own)
+
+    def whole_history(self, user: str) -> dict[str, list[str]]:
+        """All that is retained of a user, per indicator latest first; nothing for an unknown one.
+
+        Any thread may ask, also while another one learns.
+        """
+        with self.guard:
+            index = self.users.index(user)
+            if index is None:
+                return {}
+            found = self.pipeline.history(index)
+            return {name: self.items.names(i for i, _ in entries) for name, entries in found.items()}
 
     def explain(
         self,
@@ -330,12 +346,16 @@ class Engine:
         user: str | None = None,
         items: Sequence[str] | None = None,
         history: Mapping[str, Sequence[str]] | None = None,
+        now: str | None = None,
     ) -> list[Contribution]:
-        """Why `item` scores as it does for a user, a basket or a history: largest contribution first."""
+        """Why `item` scores as it does for a user, a basket or a history: largest contribution first.
+
+        None where it is not recommended at all, at `now` (ISO 8601; default: the machine's clock), say.
+        """
         asked = self.history_of(user, None, items, history)
-        hits = self.index.search(
-            Query(history=asked, candidates=[text_of("item", item)], num=1, explain=True, backfill=None)
-        )
+        in_time, barred = available(self.config, now)
+        only = Query(history=asked, candidates=[text_of("item", item)], ranges=in_time, exclude=barred)
+        hits = self.index.search(replace(only, num=1, explain=True, backfill=None))
         found = []
         for part in hits[0].contributions if hits else ():
             row, column = self.items.index(item), self.items.index(part.feature)

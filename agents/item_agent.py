@@ -21,15 +21,16 @@ import numpy as np
 import numpy.typing as npt
 from aiokafka import AIOKafkaProducer
 
-from agents.item_partition import Fate, ItemPartition
+from agents.item_partition import Claim, Fate, ItemPartition
 from agents.log import get_logger
 from agents.metrics import Metrics
-from agents.patch_sinks import PatchRecords, Sink, patch_records
+from agents.patch_sinks import Encoded, Sink
 from agents.settings import Settings
 from agents.transport import BrokenOrderError, Fetched
 from cco.config import Config
 from cco.delivery import claim_message
 from cco.row_counter import MapLike
+from model_sync.bulk_types import FencedError
 from model_sync.memory import MemoryIndex
 
 ASK_SECONDS = 1.0  # between two requests to a source that has not begun to answer
@@ -52,6 +53,7 @@ class _Owned:
     """An item partition of this worker."""
 
     partition: ItemPartition
+    claim: Claim
     index: MemoryIndex
     log_end: int = 0
     heard: float = 0.0  # clock time of the last message
@@ -123,7 +125,8 @@ class ItemAgent:
         if self._turns[partition] != turn:
             return  # given up or claimed again meanwhile
         of_items = ItemPartition(config, partition, partitions, sent.offset, self.topic, self._map_chunks)
-        owned = _Owned(of_items, MemoryIndex(config, of_items.items), progress=(0, time.monotonic()))
+        claim = Claim(sent.offset, sent.timestamp)
+        owned = _Owned(of_items, claim, MemoryIndex(config, of_items.items), progress=(0, time.monotonic()))
         self._owned[partition] = owned
         self.fenced.pop(partition, None)
         self._metrics.own_item_partition(partition)
@@ -214,9 +217,24 @@ class ItemAgent:
             log.warning("edits were lost: beginning anew", position=partition.inbox.position)
             await self.claim(number)
         elif taken.fate is Fate.FENCED:
-            log.warning("another worker has claimed the partition: leaving it alone")
-            self.close(number)
-            self.fenced[number] = time.monotonic()
+            self._fence(owned)
+        self._wake.set()
+
+    def _fence(self, owned: _Owned) -> None:
+        """Somebody else's claim was found, in the log of edits or in the index."""
+        number = owned.partition.partition
+        if self._owned.get(number) is not owned:
+            return
+        get_logger(topic=self.topic, partition=number).warning(
+            "another worker has claimed the partition: leaving it alone", claim=owned.claim.offset
+        )
+        self.close(number)
+        self.fenced[number] = time.monotonic()
+
+    def send_all(self) -> None:
+        """The index is another one than before: every row is sent once more."""
+        for owned in self._owned.values():
+            owned.partition.send_all = True
         self._wake.set()
 
     # -- rows ---------------------------------------------------------------------------------------
@@ -239,12 +257,12 @@ class ItemAgent:
         now = time.monotonic()
         counted = partition.stage.rows_counted
         quiet = now - owned.heard > QUIET_SECONDS
-        more, ages, times, records = await loop.run_in_executor(self._compute, self._count, owned, now, quiet)
+        more, ages, times, encoded = await loop.run_in_executor(self._compute, self._count, owned, now, quiet)
         self._metrics.rows_counted.labels(number).inc(partition.stage.rows_counted - counted)
-        if records is not None and self._owned.get(number) is owned:
+        if encoded is not None and self._owned.get(number) is owned:
             owned.unsent += 1
-            future = await self._sink.send(records)
-            future.add_done_callback(lambda done: self._arrived(owned, records, times, done))
+            future = await self._sink.send(encoded)
+            future.add_done_callback(lambda done: self._arrived(owned, encoded, times, done))
         elif times:
             self._metrics.latency.observe([time.time() - then for then in times])
         if ages.size:
@@ -253,7 +271,7 @@ class ItemAgent:
 
     def _count(
         self, owned: _Owned, now: float, quiet: bool
-    ) -> tuple[bool, npt.NDArray[np.float64], list[float], PatchRecords | None]:
+    ) -> tuple[bool, npt.NDArray[np.float64], list[float], Encoded[Any] | None]:
         """On the compute thread: is there more to do, ages of rows, events that have all their rows out, patches."""
         partition, nothing = owned.partition, np.zeros(0)
         counted = partition.stage.rows_counted
@@ -265,18 +283,20 @@ class ItemAgent:
         if patches is None or not len(patches.rows):
             return more, ages, times, None
         owned.index.apply(patches)
-        records = patch_records(self._config, partition.items, patches, partition.partition, partition.inbox.claim)
-        return more, ages, times, records
+        return more, ages, times, self._sink.encode(partition.items, patches, partition.partition, owned.claim)
 
-    def _arrived(self, owned: _Owned, records: PatchRecords, times: list[float], done: asyncio.Future[Any]) -> None:
+    def _arrived(self, owned: _Owned, encoded: Encoded[Any], times: list[float], done: asyncio.Future[Any]) -> None:
         if done.cancelled():
             return
         error = done.exception()
+        if isinstance(error, FencedError):
+            self._fence(owned)
+            return
         if error is not None:
             self._failed(error)
             return
         owned.unsent -= 1
-        self._metrics.patches_sent.labels(records.partition).inc(len(records.records))
-        self._metrics.fields_sent.labels(records.partition).inc(records.fields)
+        self._metrics.patches_sent.labels(encoded.partition).inc(len(encoded.records))
+        self._metrics.fields_sent.labels(encoded.partition).inc(encoded.fields)
         if times:
             self._metrics.latency.observe([time.time() - then for then in times])

@@ -5,6 +5,7 @@ Everything here runs on the worker's compute thread, one call at a time.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -22,8 +23,19 @@ from cco.vocabulary import Vocabulary, VocabularyError
 REFRESH_ITEMS = 256  # counted in one step when there is nothing else to do
 PUBLISH_ITEMS = 128  # counted between two looks at the clock
 FACTS_SECONDS, FACTS_SIZED = 0.1, 5.0  # between two looks at how things are, and at how large
-MAX_WAITING = 100_000  # times of messages kept for the latency of their patches
+MAX_WAITING = 100_000  # messages whose latency is still to be told; of more, the latest
 EVENT_TIME = "event-time"  # header of an edits message: milliseconds, of the oldest record in its range
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Of an item partition, in the log of edits: its offset, and the log's time of it in milliseconds.
+
+    Both grow with every claim. The time does so too where the log itself begins anew.
+    """
+
+    offset: int
+    at: int = 0
 
 
 class Fate(Enum):
@@ -76,7 +88,9 @@ class ItemPartition:
         self.inbox = Inbox(config.epoch, config.retention.source_partitions, partition, partitions, claim)
         self.position = claim + 1  # offset of the next message to apply
         self.progress = 0  # parts of fills that were taken: ranges go on also where a fill has stopped
-        self.waiting: list[float] = []  # times, epoch seconds, of events whose rows may still be due
+        # (clock time when they were applied, epoch seconds of the event), of events with rows that may not be out yet
+        self.waiting: deque[tuple[float, float]] = deque(maxlen=MAX_WAITING)
+        self.send_all = False  # the index is a new one: asked for by the event loop, done here
         self.exact = False  # every row in the index is as the model at `inbox.position`
         self.facts = Facts()
         self._looked = -FACTS_SECONDS
@@ -111,7 +125,7 @@ class ItemPartition:
                     self.stage.apply(edits, now)
                     taken.edits += edits.op.size
                 if self.inbox.filled:
-                    self._note_time(record)
+                    self._note_time(record, now)
                     if not was_filled:
                         self.stage.make_all_due(now)
                         taken.filled = True
@@ -134,20 +148,24 @@ class ItemPartition:
             tuple(record.headers),
         )  # fmt: skip
 
-    def _note_time(self, record: Any) -> None:
-        if len(self.waiting) < MAX_WAITING:
-            self.waiting += [int(value) / 1000 for name, value in record.headers if name == EVENT_TIME]
+    def _note_time(self, record: Any, now: float) -> None:
+        self.waiting += [(now, int(value) / 1000) for name, value in record.headers if name == EVENT_TIME]
 
     # -- rows ---------------------------------------------------------------------------------------
 
     def publish(self, now: float) -> tuple[Patches | None, list[float]]:
-        """Count some due rows. Answers patches, and the event times that have all their rows in patches by now."""
+        """Count some due rows. Answers patches, and the times of events that by now have all rows in patches."""
         if not self.inbox.countable:
             return None, []
+        if self.send_all:
+            self.send_all, self.exact = False, False
+            self.stage.forget_sent()
+            self.stage.make_all_due(now)
         patches = self.stage.publish(now, PUBLISH_ITEMS)
         done: list[float] = []
-        if not self.stage.due():
-            done, self.waiting = self.waiting, []
+        exact = now if not self.stage.due() else now - self.stage.staleness(now)  # all rows are, as of this time
+        while self.waiting and self.waiting[0][0] <= exact:
+            done.append(self.waiting.popleft()[1])
         self._look(now, at_once=not self.stage.due())
         return patches, done
 

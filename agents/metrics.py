@@ -104,6 +104,7 @@ class Metrics:
         )
         self.edits_sent = counter("edits_sent", "Edits sent to item partitions.", SOURCE)
         self.edits_sent_bytes = counter("edits_sent_bytes", "Bytes of edits messages sent.", SOURCE)
+        self.user_documents = counter("user_documents", "Documents of users stored in the index.", SOURCE)
         self.resyncs_answered = counter("resyncs_answered", "Resyncs told to an item partition.", SOURCE)
         self.snapshot_age = self._gauge(
             "snapshot_age_seconds", "Time since the last snapshot was committed: what a crash would repeat.", SOURCE
@@ -125,6 +126,7 @@ class Metrics:
         self.gaps = counter("gaps", "Edits messages that showed that others before them were lost.", ITEM_PARTITION)
         self.resyncs_asked = counter("resyncs_asked", "Resyncs asked of a source partition.", ITEM_PARTITION)
         self.rows_counted = counter("rows_counted", "Rows counted and scored.", ITEM_PARTITION)
+        self.item_changes = counter("item_changes", "Changes of items' metadata applied.", ITEM_PARTITION)
         self.patches_sent = counter("patches_sent", "Patches (items with changed fields) acknowledged.", ITEM_PARTITION)
         self.fields_sent = counter("fields_sent", "Fields in these patches.", ITEM_PARTITION)
         self.due_rows = gauge("due_rows", "Items with a row that is due to be counted.", ITEM_PARTITION)

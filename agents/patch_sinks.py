@@ -12,17 +12,21 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
+import numpy as np
 from aiokafka import AIOKafkaProducer
 
+from agents.item_partition import Claim
 from agents.log import get_logger
 from cco.config import Config
 from cco.rows import Patches
 from cco.vocabulary import Vocabulary
 
+T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
 MOST_RECORDS = 20_000  # on the way to a topic
 CLOSE_SECONDS = 1.0
@@ -32,15 +36,22 @@ class SinkError(Exception):
     """Patches cannot be written: one readable line with where and what to do."""
 
 
-class PatchRecords(msgspec.Struct, frozen=True):
-    """Some patches as (item id, JSON) records."""
+@dataclass(frozen=True, slots=True)
+class Encoded(Generic[T]):
+    """Patches of an item partition as a sink wants them: a record for each item, with so many fields in all."""
 
     partition: int
-    records: list[tuple[str, bytes]]
+    claim: Claim
+    records: Sequence[T]
     fields: int
 
 
-def patch_records(config: Config, items: Vocabulary, patches: Patches, partition: int, generation: int) -> PatchRecords:
+JsonRecord = tuple[str, bytes]  # item id, JSON
+
+
+def encode_json(
+    config: Config, items: Vocabulary, patches: Patches, partition: int, claim: Claim
+) -> Encoded[JsonRecord]:
     """One record for each item that `patches` has fields of."""
     rows = patches.rows
     weights = rows.weight.tolist()
@@ -53,7 +64,7 @@ def patch_records(config: Config, items: Vocabulary, patches: Patches, partition
         record: dict[str, object] = {
             "item": items.name(item),
             "partition": partition,
-            "generation": generation,
+            "generation": claim.offset,
             "position": patches.position,
         }
         indicators: dict[str, list[tuple[str, float]]] = {}
@@ -70,13 +81,17 @@ def patch_records(config: Config, items: Vocabulary, patches: Patches, partition
         if indicators:
             record["indicators"] = indicators
         found.append((items.name(item), _encode(record)))
-    return PatchRecords(partition, found, len(fields))
+    return Encoded(partition, claim, found, len(fields))
 
 
 class Sink(Protocol):
     """Takes patches. `send` waits while too much is on its way, and answers what waits for the rest."""
 
-    async def send(self, patches: PatchRecords) -> asyncio.Future[Any]:
+    def encode(self, items: Vocabulary, patches: Patches, partition: int, claim: Claim) -> Encoded[Any]:
+        """What `send` wants of patches. Runs on the compute thread."""
+        ...
+
+    async def send(self, encoded: Encoded[Any]) -> asyncio.Future[Any]:
         """Hand over; the future ends when the patches are where they belong. Raises what makes the sink unusable."""
         ...
 
@@ -88,30 +103,45 @@ class Sink(Protocol):
 class NoSink:
     """Patches end in the index in memory."""
 
-    async def send(self, patches: PatchRecords) -> asyncio.Future[Any]:
+    def encode(self, items: Vocabulary, patches: Patches, partition: int, claim: Claim) -> Encoded[int]:
+        """Only how many there are."""
+        of_items = np.unique(patches.rows.item).tolist()
+        return Encoded(partition, claim, of_items, len(patches.rows))
+
+    async def send(self, encoded: Encoded[int]) -> asyncio.Future[Any]:
         """Nothing to wait for."""
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
+        return _done()
 
     async def close(self) -> None:
         """Nothing is on its way."""
 
 
-class TopicSink:
+class _JsonSink:
+    """Takes JSON records."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def encode(self, items: Vocabulary, patches: Patches, partition: int, claim: Claim) -> Encoded[JsonRecord]:
+        """One record for each item."""
+        return encode_json(self._config, items, patches, partition, claim)
+
+
+class TopicSink(_JsonSink):
     """Records to a topic, keyed by item id."""
 
-    def __init__(self, producer: AIOKafkaProducer, topic: str) -> None:
+    def __init__(self, config: Config, producer: AIOKafkaProducer, topic: str) -> None:
+        super().__init__(config)
         self._producer, self._topic = producer, topic
         self._on_the_way = 0
         self._room = asyncio.Event()
         self._room.set()
 
-    async def send(self, patches: PatchRecords) -> asyncio.Future[Any]:
+    async def send(self, encoded: Encoded[JsonRecord]) -> asyncio.Future[Any]:
         """Waits while MOST_RECORDS are not acknowledged."""
         await self._room.wait()
         futures = [
-            await self._producer.send(self._topic, value=value, key=item.encode()) for item, value in patches.records
+            await self._producer.send(self._topic, value=value, key=item.encode()) for item, value in encoded.records
         ]
         self._on_the_way += len(futures)
         if self._on_the_way >= MOST_RECORDS:
@@ -133,13 +163,14 @@ async def _all(futures: Sequence[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*futures)
 
 
-class FileSink:
+class FileSink(_JsonSink):
     """Records to a file of JSON Lines, appended. What a crash left of a last line is cut off first.
 
     A named pipe will do: `send` waits while nobody reads it. Raises SinkError.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, config: Config, path: Path) -> None:
+        super().__init__(config)
         self._path = path
         self._descriptor: int | None = None
         self._writer = ThreadPoolExecutor(1, "patches")  # its own: it may stand still as long as the reader does
@@ -148,11 +179,11 @@ class FileSink:
             if not (path.is_fifo() or path.is_char_device()):
                 _cut_last_line(path)
 
-    async def send(self, patches: PatchRecords) -> asyncio.Future[Any]:
+    async def send(self, encoded: Encoded[JsonRecord]) -> asyncio.Future[Any]:
         """Written when it answers."""
-        data = b"".join(value + b"\n" for _, value in patches.records)
+        data = b"".join(value + b"\n" for _, value in encoded.records)
         await asyncio.get_running_loop().run_in_executor(self._writer, self._write, data)
-        return await NoSink().send(patches)
+        return _done()
 
     def _write(self, data: bytes) -> None:
         with _explained(self._path):
@@ -179,6 +210,12 @@ class FileSink:
                 if self._path.is_file():
                     os.fsync(self._descriptor)
                 os.close(self._descriptor)
+
+
+def _done() -> asyncio.Future[Any]:
+    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
 
 
 @contextmanager

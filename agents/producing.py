@@ -9,7 +9,6 @@ so what it sends again after a failure is in the log once.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
@@ -23,8 +22,8 @@ import numpy as np
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaTimeoutError
 
+from agents.item_changes import encode_change
 from agents.kafka_client import KafkaProblem, check_partitions, client_options, kafka_errors
-from agents.kafka_log import read_topic
 from agents.settings import Settings
 from agents.topics import INTERACTIONS, ITEMS
 from cco.config import Config
@@ -124,7 +123,6 @@ class EventProducer(AbstractAsyncContextManager["EventProducer"]):
         self._settings, self._config, self._clock = settings, config, clock
         self._messages = Messages(config, users, items)
         self._topic, self._items_topic = settings.topic(INTERACTIONS), settings.topic(ITEMS)
-        self._properties: dict[str, dict[str, Any]] | None = None  # of all items in the topic, once one changes
         self._sent: set[asyncio.Future[Any]] = set()
         self._failure: BaseException | None = None
         self._kafka: AIOKafkaProducer | None = None
@@ -209,22 +207,9 @@ class EventProducer(AbstractAsyncContextManager["EventProducer"]):
                 self.done.offsets[partition] = first + count
 
     async def _change(self, change: ItemChange, now: int) -> None:
-        """Say all of an item's properties: the topic is compacted, so its last message alone must be enough."""
         assert self._kafka is not None
-        if self._properties is None:
-            self._properties = await read_items(self._settings)
-        value: bytes | None = None
-        if change.kind == "delete":
-            self._properties.pop(change.item_id, None)
-        else:
-            known = self._properties.setdefault(change.item_id, {})
-            if change.kind == "set":
-                known.update(change.properties)
-            else:
-                for name in change.properties:
-                    known.pop(name, None)
-            value = json.dumps({"item_id": change.item_id, "properties": known}, ensure_ascii=False).encode()
-        sent = await self._kafka.send(self._items_topic, value, change.item_id.encode(), timestamp_ms=now)
+        key, value = encode_change(change)
+        sent = await self._kafka.send(self._items_topic, value, key, timestamp_ms=now)
         self._sent.add(sent)
         sent.add_done_callback(lambda future: self._acknowledged(future, None, 1))
         self.done.item_changes += 1
@@ -251,23 +236,6 @@ class EventProducer(AbstractAsyncContextManager["EventProducer"]):
             await asyncio.wait_for(self._kafka.stop(), CLOSING)
         with suppress(Exception):
             await self._kafka.client.close()
-
-
-async def read_items(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Properties of every item in the topic `items`. Raises KafkaProblem, also where a message is none of ours."""
-    found: dict[str, dict[str, Any]] = {}
-    async for records in read_topic(settings, ITEMS):
-        for key, value, offset in zip(records.keys, records.values, records.offsets.tolist(), strict=True):
-            try:
-                item = (key or b"").decode()
-                if value is None:
-                    found.pop(item, None)
-                else:
-                    found[item] = dict(json.loads(value)["properties"])
-            except (ValueError, TypeError, KeyError):
-                where = f"{settings.topic(ITEMS)}, partition {records.partition}, offset {offset}"
-                raise KafkaProblem(f"{where}: is not the properties of an item") from None
-    return found
 
 
 Work = tuple[EventBatch, Sequence[ItemChange]]

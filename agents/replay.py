@@ -13,6 +13,7 @@ from agents.engine_state import restore
 from agents.files import Chunk, read_events
 from agents.input_position import InputPosition
 from agents.state_errors import StateError
+from agents.state_owner import is_served, owner_of
 from agents.state_store import StateStore
 from agents.streams import STANDARD_INPUT, InputError, open_input, size_of
 from cco.event_data import Parsed
@@ -142,6 +143,11 @@ def _take_up(engine: Engine, store: StateStore) -> InputPosition:
     """Restore what a store holds, and where it stands in its input."""
     if store.commit.generation == 0:
         return InputPosition()
+    if is_served(store.commit.input):
+        raise StateError(
+            f"{store.path}: the state {owner_of(store.commit)}, which takes events by HTTP: send them there, or replay"
+            " into a new directory"
+        )
     if store.commit.input is None:
         raise StateError(
             f"{store.path}: the state was saved by Engine.save, not by a replay, so there is no input to go on from:"

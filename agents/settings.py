@@ -1,8 +1,8 @@
-"""The settings of workers and of everything else that speaks to Kafka: flags, environment, file, defaults.
+"""The settings of workers and of all that speaks to Kafka or Elasticsearch: flags, environment, file, defaults.
 
-One TOML file holds both the model's configuration and, in its tables [kafka] and [worker], these settings.
-A value is taken from the first that has one: flag, environment variable (CCO_BROKERS for `brokers`; an empty
-one counts as absent), file, default.
+One TOML file holds both the model's configuration and, in its tables [kafka], [worker] and [elasticsearch], these
+settings. A value is taken from the first that has one: flag, environment variable (CCO_BROKERS for `brokers`,
+CCO_ELASTICSEARCH_URLS for `urls` in [elasticsearch]; an empty one counts as absent), file, default.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from cco.config import SETTINGS_TABLES, Config, ConfigError, parse_config
 from cco.config_errors import nearest, nearest_literal, shown
 
-__all__ = ["SECRETS", "SETTINGS_TABLES", "TABLE_OF", "Loaded", "Settings", "load_all", "load_settings"]
+__all__ = ["KEY_OF", "SECRETS", "TABLES", "TABLE_OF", "Loaded", "Settings", "load_all", "load_settings"]
 
+TABLES = tuple(table for table in SETTINGS_TABLES if table != "serve")  # that one is agents.serve_settings's
 PREFIX = "CCO_"
 MAX_PARTITIONS = 256
 
@@ -32,6 +33,7 @@ _NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)?")
 _BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}(/[A-Za-z0-9._~/-]*)?")
 _NEAR = 0.8  # how alike an unknown variable must be to a known one to be taken for a slip of the pen
 
 
@@ -62,7 +64,7 @@ def _host() -> str:
 
 
 class Settings(BaseModel):
-    """How to reach Kafka, and how a worker runs. Never changed; made from Python it reads no environment.
+    """How to reach Kafka and Elasticsearch, and how a worker runs. Never changed; from Python it reads no environment.
 
     Raises pydantic's ValidationError; `load_settings` raises `ConfigError`, which says where a value came from.
     """
@@ -108,6 +110,20 @@ class Settings(BaseModel):
     monitor_port: _Whole = Field(default=0, ge=0, le=65_535, description="a whole number, 0 (any free port) to 65535")
     log_format: Literal["auto", "json", "text"] = Field(default="auto", description='"auto", "json" or "text"')
 
+    # [elasticsearch]
+    elasticsearch_urls: str | None = Field(
+        default=None, description="http(s)://host:port, several with commas between them"
+    )
+    elasticsearch_username: str | None = Field(default=None, description="text")
+    elasticsearch_password: SecretStr | None = Field(default=None, description="text")
+    elasticsearch_api_key: SecretStr | None = Field(default=None, description="text")
+    elasticsearch_ca_file: Path | None = Field(default=None, description=_FILE_TEXT)
+    elasticsearch_index_prefix: str = Field(
+        default="",
+        pattern=r"^([a-z0-9][a-z0-9._-]{0,99})?$",
+        description="up to 100 lower-case letters, digits, . _ or -, beginning with a letter or digit",
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = list(self._problems())
@@ -138,11 +154,37 @@ class Settings(BaseModel):
                 yield f"{name}: needs {other}"
         if self.topic_prefix in (".", ".."):
             yield f"topic_prefix: {self.topic_prefix!r} is not possible: Kafka keeps such names for itself"
+        yield from self._elasticsearch_problems()
+
+    def _elasticsearch_problems(self) -> Iterator[str]:
+        urls = self.elasticsearch_url_list
+        if self.elasticsearch_urls is not None and not urls:
+            yield "elasticsearch_urls: names no URL"
+        for url in urls:
+            if "@" in url:  # not shown: it may hold a password
+                yield "elasticsearch_urls: a URL holds no user and password: give them by settings of their own"
+            elif _URL.fullmatch(url) is None:
+                yield f"elasticsearch_urls: {url[:60]!r} is not http://host:port or https://host:port"
+        for name in ("username", "password", "api_key", "ca_file"):
+            if not urls and getattr(self, f"elasticsearch_{name}") is not None:
+                yield f"elasticsearch_{name}: would not be used: set elasticsearch_urls"
+        user, password = self.elasticsearch_username, self.elasticsearch_password
+        if (user is None) != (password is None):
+            yield f"elasticsearch_{'password: needs username' if user is None else 'username: needs password'}"
+        if user is not None and self.elasticsearch_api_key is not None:
+            yield "elasticsearch_api_key: would not be used beside a username: give one of them"
+        if self.elasticsearch_ca_file is not None and urls and not any(url.startswith("https:") for url in urls):
+            yield "elasticsearch_ca_file: would not be used: no URL begins with https"
 
     @property
     def broker_list(self) -> list[str]:
         """The brokers, one by one."""
         return [broker.strip() for broker in self.brokers.split(",") if broker.strip()]
+
+    @property
+    def elasticsearch_url_list(self) -> list[str]:
+        """The URLs, one by one; none where Elasticsearch is not used."""
+        return [url.strip() for url in (self.elasticsearch_urls or "").split(",") if url.strip()]
 
     def topic(self, name: str) -> str:
         """The topic's name on the broker."""
@@ -155,8 +197,17 @@ class Settings(BaseModel):
 
 
 KAFKA_KEYS = tuple(Settings.model_fields)[: tuple(Settings.model_fields).index("group")]
-TABLE_OF = {name: "kafka" if name in KAFKA_KEYS else "worker" for name in Settings.model_fields}
-SECRETS = ("sasl_password", "ssl_password")
+_PREFIXED = ("elasticsearch",)  # tables whose keys bear the table's name outside of it: as settings, flags, variables
+
+
+def _table_of(name: str) -> str:
+    prefixed = (table for table in _PREFIXED if name.startswith(f"{table}_"))
+    return next(prefixed, "kafka" if name in KAFKA_KEYS else "worker")
+
+
+TABLE_OF = {name: _table_of(name) for name in Settings.model_fields}
+KEY_OF = {name: name.removeprefix(f"{table}_") for name, table in TABLE_OF.items()}  # within its table
+SECRETS = ("sasl_password", "ssl_password", "elasticsearch_password", "elasticsearch_api_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,20 +258,21 @@ _Given = dict[str, tuple[str, Any]]  # by setting: where it came from, and its v
 
 def _of_file(data: Mapping[str, Any], where: str, problems: list[str]) -> _Given:
     found: _Given = {}
-    for table in SETTINGS_TABLES:
+    tables = {KEY_OF[name]: table for name, table in TABLE_OF.items()}
+    for table in TABLES:
+        here = {KEY_OF[name]: name for name in TABLE_OF if TABLE_OF[name] == table}
         entries = data.get(table, {})
         if not isinstance(entries, dict):
             problems.append(f"{where}: {table}: {shown(entries)} is not allowed; allowed: a table [{table}]")
             continue
         for key, value in entries.items():
             origin = f"{where}: {table}.{key}"
-            if TABLE_OF.get(key) == table:
-                found[key] = (origin, value)
-            elif key in TABLE_OF:
-                problems.append(f"{origin}: belongs in the table [{TABLE_OF[key]}]")
+            if key in here:
+                found[here[key]] = (origin, value)
+            elif key in tables:
+                problems.append(f"{origin}: belongs in the table [{tables[key]}]")
             else:
-                here = [name for name in TABLE_OF if TABLE_OF[name] == table]
-                hint = nearest(key, here) or nearest(key, TABLE_OF)
+                hint = nearest(key, here) or nearest(key, tables)
                 problems.append(f"{origin}: unknown key{hint}; known here: {', '.join(here)}")
     return found
 
@@ -236,12 +288,18 @@ def _of_environment(environment: Mapping[str, str], problems: list[str]) -> _Giv
         if variable in known and environment[variable]:
             found[known[variable]] = (f"environment variable {variable}", environment[variable])
         elif variable.startswith(PREFIX) and variable not in known:
-            near = difflib.get_close_matches(variable.removeprefix(PREFIX).lower(), known.values(), 1, _NEAR)
-            if near:
-                problems.append(
-                    f"environment variable {variable}: is not known; did you mean {PREFIX}{near[0].upper()}?"
-                )
+            near = _near(variable.removeprefix(PREFIX).lower())
+            if near is not None:
+                problems.append(f"environment variable {variable}: is not known; did you mean {PREFIX}{near.upper()}?")
     return found
+
+
+def _near(name: str) -> str | None:
+    """The setting that was meant. Within a table: a service "cco-elasticsearch" gives CCO_ELASTICSEARCH_PORT."""
+    under = next((f"{table}_" for table in _PREFIXED if name.startswith(f"{table}_")), "")
+    known = [setting.removeprefix(under) for setting in TABLE_OF if setting.startswith(under)]
+    near = difflib.get_close_matches(name.removeprefix(under), known, 1, _NEAR)
+    return under + near[0] if near else None
 
 
 def _of_flags(flags: Mapping[str, Any]) -> _Given:

@@ -1,4 +1,4 @@
-"""Who made a state: a worker, from one partition of a log; a replay, from files; or `Engine.save`.
+"""Who made a state: a worker, from one partition of a log; a replay, from files; a service; or `Engine.save`.
 
 The input of a commit tells. A worker's names the `topic`, the `partition`, the counts `partitions` and
 `item_partitions`, the `cluster` and the `offset` of the next record to read. A state that somebody else
@@ -19,11 +19,18 @@ def is_of_log(found: Mapping[str, Any] | None) -> TypeGuard[Mapping[str, Any]]:
     return found is not None and "topic" in found
 
 
+def is_served(found: Mapping[str, Any] | None) -> TypeGuard[Mapping[str, Any]]:
+    """Whether the input of a commit is the journal of a service: `journal` is the next record of it to apply."""
+    return found is not None and "journal" in found
+
+
 def owner_of(commit: Commit) -> str:
     """Who made a state, as the rest of a sentence that begins with "the state"."""
     found = commit.input
     if is_of_log(found):
         return f"was made by a worker from partition {found['partition']} of the topic {found['topic']}"
+    if is_served(found):
+        return "is one of `cco serve`"
     if found is not None:
         return "was made by a replay"
     return "was saved by Engine.save" if commit.generation else "is a new one"

@@ -29,7 +29,8 @@ _EXISTS = 36  # Kafka's code for a topic that is there already
 _PATIENCE = 30.0  # seconds until a new topic's partitions have leaders
 _POLL = 0.05  # seconds
 _AT_LEAST = ("retention.ms", "retention.bytes", "max.message.bytes")
-_SHOWN = ("cleanup.policy", *_AT_LEAST, "segment.ms", "min.insync.replicas")
+_SAME = ("cleanup.policy", "message.timestamp.type")
+_SHOWN = (*_SAME, *_AT_LEAST, "segment.ms", "min.insync.replicas")
 
 PartitionRule = Literal["retention.source_partitions", "item_partitions", "one", "any"]
 
@@ -39,8 +40,8 @@ class TopicSpec:
     """How a topic must be.
 
     `rule` says where the count of partitions comes from; with "any", only a new topic gets it. `settings` are those of
-    a new topic; of an existing one `cleanup.policy` must be the same, and `retention.ms`, `retention.bytes` and
-    `max.message.bytes` not less (-1: unlimited).
+    a new topic; of an existing one `cleanup.policy` and `message.timestamp.type` must be the same, and `retention.ms`,
+    `retention.bytes` and `max.message.bytes` not less (-1: unlimited).
     """
 
     name: str  # on the broker, with its prefix
@@ -90,14 +91,15 @@ def topic_specs(config: Config, settings: Settings, retention: float | None = No
         return found | {name.replace("_", "."): str(value) for name, value in others.items()}
 
     kept = UNLIMITED if retention is None else int(retention * 1000)
-    compacted = {"cleanup.policy": "compact"}
     specs: list[tuple[str, int, PartitionRule, dict[str, str]]] = [
         (INTERACTIONS, sources, "retention.source_partitions", deleting(kept)),
-        (ITEMS, targets, "any", compacted),
+        # Not compacted: $set merges, so an item's last record alone does not say what the item is.
+        (ITEMS, targets, "any", deleting(UNLIMITED)),
         # Only whole segments are deleted, so short retention needs short segments. A message of edits has at most
         # 1,000,000 bytes, and what Kafka puts around it.
         (EDITS, targets, "item_partitions",
-         deleting(_HOUR_MS, segment_ms=10 * _MINUTE_MS, max_message_bytes=1_048_588)),
+         deleting(_HOUR_MS, segment_ms=10 * _MINUTE_MS, max_message_bytes=1_048_588)
+         | {"message.timestamp.type": "LogAppendTime"}),  # the times of claims: of the broker's clock, not the workers'
         (CONTROL, 1, "one", deleting(10 * _MINUTE_MS, segment_ms=5 * _MINUTE_MS)),
         (DEAD_LETTERS, 1, "any", deleting(30 * _DAY_MS)),
     ]  # fmt: skip
@@ -157,7 +159,7 @@ def topic_problems(spec: TopicSpec, found: TopicFound | None) -> Iterator[str]:
         yield f"{spec.name}: has {_partitions(count)}, {_about_partitions(spec, count)}"
     for key, demanded in spec.settings.items():
         actual = found.settings.get(key)
-        if actual is None or key not in ("cleanup.policy", *_AT_LEAST):
+        if actual is None or key not in (*_SAME, *_AT_LEAST):
             continue
         if key in _AT_LEAST:
             wrong, must = _limit(actual) < _limit(demanded), "must be at least"

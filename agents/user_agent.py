@@ -6,9 +6,10 @@ A shell: it moves bytes, on the event loop, and leaves what they mean to `UserPa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
@@ -26,9 +27,14 @@ from agents.topics import state_problem
 from agents.transport import BrokenOrderError, Fetched
 from agents.user_partition import SourceLog, Told, UserPartition
 from cco.config import Config
+from model_sync.elastic_users import UserDocument
 
+IDLE_SECONDS = 0.05  # between two looks at whether users have changed
 TICK_SECONDS = 0.1  # between steps of checkpoints and fills when no events come
 FLUSH_SECONDS = 3.0  # for acknowledgements when a partition is given up
+
+
+PutUsers = Callable[[Sequence[UserDocument]], Awaitable[asyncio.Future[None]]]
 
 
 @dataclass(slots=True)
@@ -244,6 +250,34 @@ class UserAgent:
             async with owned.turn:
                 if self._owned.get(source) is owned:
                     await self._step(owned)
+
+    # -- documents of users -------------------------------------------------------------------------
+
+    async def publish_forever(self, put: PutUsers) -> None:
+        """Keep the documents of users as their histories are, as fast as `put` takes them."""
+        loop = asyncio.get_running_loop()
+        while True:
+            worked = False
+            for source, owned in list(self._owned.items()):
+                documents = await loop.run_in_executor(self._compute, owned.partition.user_documents)
+                if documents:
+                    worked = True
+                    future = await put(documents)
+                    future.add_done_callback(partial(self._stored, source, len(documents)))
+            if not worked:
+                await asyncio.sleep(IDLE_SECONDS)
+
+    def _stored(self, source: int, number: int, done: asyncio.Future[None]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            self._failed(error)
+        elif not done.cancelled():
+            self._metrics.user_documents.labels(source).inc(number)
+
+    def tell_all_users(self) -> None:
+        """The index is another one than before: every user is told once more."""
+        for owned in self._owned.values():
+            owned.partition.tell_all_users = True
 
     def asked(self, partition: int, claim: int, sources: list[int]) -> None:
         """An item partition asks to be filled by these sources."""

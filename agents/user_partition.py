@@ -25,10 +25,13 @@ from cco.edits_message import Header, encode
 from cco.events import EventParser
 from cco.user_stage import UserStage
 from cco.vocabulary import Vocabulary
+from model_sync.elastic_users import MOST_ITEMS, UserDocument, user_document
 
 FILL_SECONDS = 0.02  # spent on filling item partitions between two fetches
 SIZED_SECONDS = 1.0  # between two looks at how much memory is in use
 FILL_MESSAGES = 64  # made before they are sent
+DOCUMENTS = 200  # of users, made at a time
+MOST_FRESH = 65_536  # users of the latest events, whose documents come before all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class UserPartition:
         self._claims: dict[int, int] = {}  # by item partition: the claim to answer, the latest
         self._fill: Iterator[list[Edits]] | None = None
         self._filling = (0, 0, 0)  # item partition, claim, next part
+        self._fresh = np.empty(0, np.int64)
+        self.tell_all_users = True  # the index is not known to have anybody: set by the event loop, done here
         self.checkpoints: Checkpointer | None = None
         self.nbytes: dict[str, int] = {}  # by structure, as of the last look at it
         self._sized = -SIZED_SECONDS
@@ -154,6 +159,7 @@ class UserPartition:
             self.sources,
         )
         told = list(self.stage.ingest(parsed.batch))
+        self._fresh = np.concatenate((np.unique(parsed.batch.users).astype(np.int64), self._fresh))[:MOST_FRESH]
         letters = []
         for rejection in parsed.rejections:
             record = records[rejection.line - 1]
@@ -168,6 +174,27 @@ class UserPartition:
         replayed = sum(record.offset < self._seen for record in records) if self._seen > self.position else 0
         self.position = end
         return Told(messages, letters, len(parsed.batch), edits, replayed=replayed)
+
+    # -- documents of users -------------------------------------------------------------------------
+
+    def user_documents(self) -> list[UserDocument]:
+        """Documents of some users who have changed, or whom the index is not known to have; none when all are told."""
+        if self.tell_all_users:
+            self.tell_all_users = False
+            self.stage.tell_all()
+        users, self._fresh = self.stage.untold(DOCUMENTS, self._fresh), self._fresh[:0]
+        return [self._document(user) for user in users.tolist()]
+
+    def _document(self, user: int) -> UserDocument:
+        history: dict[str, tuple[list[str], int]] = {}
+        last: int | None = None
+        for name, (items, times) in zip(self.config.indicator_names, self.stage.history(user), strict=True):
+            ids = self.items.names(items[:MOST_ITEMS].tolist())
+            latest_first = sorted(zip((-times.astype(np.int64)).tolist(), ids, strict=False))  # of one time: by id
+            history[name] = [item for _, item in latest_first], items.size
+            last = max([last or 0, int(times[0])]) if times.size else last
+        body = user_document(history, last, self.stage.is_member(user), self.source, self.position)
+        return UserDocument(self.users.name(user), self.position, body)
 
     # -- fills --------------------------------------------------------------------------------------
 

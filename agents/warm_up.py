@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.item_partition import ItemPartition
-from agents.patch_sinks import patch_records
+from agents.item_partition import Claim, ItemPartition
+from agents.patch_sinks import encode_json
 from agents.state_store import StateStore
 from agents.user_partition import SourceLog, UserPartition
 from cco.config import Config, make_config
@@ -102,7 +102,7 @@ def _tell(config: Config, items: ItemPartition, index: MemoryIndex, messages: Se
         if patches is None:
             return
         index.apply(patches)
-        patch_records(config, items.items, patches, 0, _CLAIM)
+        encode_json(config, items.items, patches, 0, Claim(_CLAIM))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import faust
 import msgspec
@@ -31,13 +31,17 @@ from agents.metrics import Metrics
 from agents.monitor import Monitor
 from agents.patch_sinks import FileSink, NoSink, Sink, TopicSink
 from agents.settings import Settings
-from agents.topics import check_topics
+from agents.topics import ITEMS, check_topics
 from agents.transport import BatchApp, BatchConsumer, Fetched, hook_problems
 from agents.user_agent import TICK_SECONDS, UserAgent
 from agents.warm_up import warm_up
 from cco.config import Config
 
+if TYPE_CHECKING:
+    from agents.elastic_publishing import ElasticPublishing
+
 TOPICS = {"both": ("interactions", "edits"), "users": ("interactions",), "items": ("edits",)}
+ROLE_OF_METADATA = ("both", "items")  # workers that also read the topic of items, if there is an Elasticsearch
 CLOSE_SECONDS = 6.0  # for snapshots and acknowledgements when the worker is asked to stop
 STOP_SECONDS, LEAVE_SECONDS = 9.0, 2.0  # at most until the process ends: in all, and after the state is safe
 OPEN_AGAIN_SECONDS = 1.0
@@ -68,7 +72,7 @@ class Worker:
 
     async def start(self) -> None:
         """Connect and listen. Before anything else is computed, kernels are loaded, or compiled."""
-        self._spawn(self._warm_up())
+        self.spawn(self._warm_up())
         options = client_options(self.settings)
         self.producer = AIOKafkaProducer(
             **options, enable_idempotence=True, acks="all", compression_type="zstd", max_batch_size=1 << 20,
@@ -77,6 +81,7 @@ class Worker:
         await self.producer.start()
         self._control = AIOKafkaConsumer(**options, group_id=None, enable_auto_commit=False)
         await self._control.start()
+        self.elastic = self._make_elastic()
         self.sink = self._make_sink()
         self.users = UserAgent(
             self.config, self.settings, self.metrics, self.producer, self._compute, await self._cluster(), self.fail,
@@ -92,17 +97,29 @@ class Worker:
         await self.monitor.start()
         get_logger().info("worker", name=self.settings.name, group=self.settings.group, monitor=self.monitor.url)
         for endless in (self._tick_forever(), self._control_forever(), self.items.publish_forever()):
-            self._spawn(endless)
+            self.spawn(endless)
+        if self.elastic is not None:
+            self.spawn(self.elastic.watch_forever())
+            self.spawn(self.users.publish_forever(self.elastic.users.put))
         self.ready = True
 
     async def _warm_up(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._compute, warm_up)
 
+    def _make_elastic(self) -> ElasticPublishing | None:
+        if not self.settings.elasticsearch_url_list:
+            return None
+        from agents.elastic_publishing import ElasticPublishing  # of an extra that others can do without
+
+        return ElasticPublishing(self)
+
     def _make_sink(self) -> Sink:
+        if self.elastic is not None:
+            return self.elastic.sink
         if self.settings.patches == "topic":
-            return TopicSink(self.producer, self.settings.topic("patches"))
+            return TopicSink(self.config, self.producer, self.settings.topic("patches"))
         path = self.settings.patches_file
-        return NoSink() if path is None else FileSink(path)
+        return NoSink() if path is None else FileSink(self.config, path)
 
     async def _cluster(self) -> str:
         admin = AIOKafkaAdminClient(**client_options(self.settings))
@@ -123,6 +140,8 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         closing = [self.users.close(source) for source in self.users.owned()]
+        if self.elastic is not None:
+            closing.append(self.elastic.close())
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), CLOSE_SECONDS)
         with suppress(TimeoutError):
@@ -143,7 +162,7 @@ class Worker:
         timer.daemon = True
         timer.start()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run in the background; a failure ends the worker."""
 
         async def watched() -> None:
@@ -176,6 +195,8 @@ class Worker:
         """Where to read a partition, as `Positions` has it."""
         if tp.topic == self.users.topic:
             return self.users.position(tp.partition)
+        if self.elastic is not None and tp.topic == self.elastic.metadata.topic:
+            return self.elastic.metadata.position(tp.partition)
         return self.items.position(tp.partition)
 
     def assigned(self, tps: set[TP]) -> None:
@@ -186,11 +207,13 @@ class Worker:
         get_logger().info("assigned", partitions=sorted(f"{tp.topic}-{tp.partition}" for tp in tps))
         for tp in lost:
             if tp.topic == self.users.topic:
-                self._spawn(self.users.close(tp.partition))
+                self.spawn(self.users.close(tp.partition))
+            elif self.elastic is not None and tp.topic == self.elastic.metadata.topic:
+                self.elastic.metadata.close(tp.partition)
             else:
                 self.items.close(tp.partition)
         for tp in sorted(new):
-            self._spawn(self._open(tp))
+            self.spawn(self._open(tp))
 
     async def _open(self, tp: TP) -> None:
         if tp.topic == self.items.topic:
@@ -198,12 +221,17 @@ class Worker:
             if tp not in self._assigned:
                 self.items.close(tp.partition)
             return
+        if self.elastic is not None and tp.topic == self.elastic.metadata.topic:
+            await self.elastic.metadata.open(tp.partition)
+            if tp not in self._assigned:
+                self.elastic.metadata.close(tp.partition)
+            return
         while tp in self._assigned and tp.partition not in self.users.owned():
             position = await self.users.open(tp.partition, *await self._bounds(tp))
             if tp not in self._assigned:
                 await self.users.close(tp.partition)
             elif position is not None:
-                await self._consumer.begin(tp, position)
+                await self.consumer.begin(tp, position)
             else:  # somebody may mend what is wrong, or its last owner may let go of it
                 await asyncio.sleep(OPEN_AGAIN_SECONDS)
 
@@ -217,21 +245,24 @@ class Worker:
         return (await self._bounds(TP(self.users.topic, source)))[0]
 
     @property
-    def _consumer(self) -> BatchConsumer:
+    def consumer(self) -> BatchConsumer:
+        """Faust's, which is ours."""
         return cast(BatchConsumer, self.app.consumer)
 
     async def _read_edits(self, partition: int, offset: int) -> None:
-        await self._consumer.begin(TP(self.items.topic, partition), offset)
+        await self.consumer.begin(TP(self.items.topic, partition), offset)
 
     # -- what comes in ------------------------------------------------------------------------------
 
     async def take(self, fetched: Fetched) -> None:
         """A fetch, from one of Faust's agents."""
-        if not self.ready or self.failure is not None or fetched.seek != self._consumer.seeks.get(fetched.tp):
+        if not self.ready or self.failure is not None or fetched.seek != self.consumer.seeks.get(fetched.tp):
             return
         try:
             if fetched.tp.topic == self.users.topic:
                 await self.users.process(fetched)
+            elif self.elastic is not None and fetched.tp.topic == self.elastic.metadata.topic:
+                await self.elastic.metadata.process(fetched)
             else:
                 await self.items.process(fetched)
         except Exception as error:  # Faust would count the message as done and go on
@@ -300,7 +331,10 @@ def make_app(settings: Settings, worker: Worker) -> BatchApp:
         worker_redirect_stdouts=False,
     )
     app.positions = worker
-    for name in TOPICS[settings.agents]:
+    names = TOPICS[settings.agents]
+    if settings.elasticsearch_url_list and settings.agents in ROLE_OF_METADATA:
+        names += (ITEMS,)
+    for name in names:
         topic = app.topic(settings.topic(name), key_type=bytes, value_type=bytes, key_serializer="raw",
                           value_serializer="raw", acks=False)  # fmt: skip
 

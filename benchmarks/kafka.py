@@ -132,11 +132,11 @@ def until(condition: Callable[[], Any], what: str) -> Any:
     return found
 
 
-def retail(sources: int = 1) -> tuple[Config, str]:
-    """Configuration of online-retail, staleness 10 s, as an object and as text."""
+def retail(sources: int = 1, staleness: str = "10s") -> tuple[Config, str]:
+    """Configuration of online-retail as an object and as text."""
     from cco.config import parse_config
 
-    toml = f'primary = "purchase"\nmax_staleness = "10s"\n[retention]\nsource_partitions = {sources}\n'
+    toml = f'primary = "purchase"\nmax_staleness = "{staleness}"\n[retention]\nsource_partitions = {sources}\n'
     return parse_config(toml, "benchmark"), toml
 
 
@@ -232,8 +232,11 @@ def one_by_one(bench: Bench, name: str, events: int) -> Result:
 
 
 def latency(bench: Bench, name: str, rate: float, seconds: float) -> Result:
-    """Event to patch at a rate, from the record's timestamp to the acknowledged patch of the last touched row."""
-    config, toml = retail()
+    """Event to patch at a rate, from the record's timestamp to the acknowledged patch of the last touched row.
+
+    No row is to be older than a second: left to itself, the order by relative change lets rows that hardly change wait.
+    """
+    config, toml = retail(staleness="1s")
     log = data.load(bench, name)
     bench.warm_up(lambda: None)
     with place(bench, config, toml) as found:

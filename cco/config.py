@@ -8,13 +8,13 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cco.config_errors import ConfigError, dotted, explain
+from cco.config_errors import ConfigError, dotted, explain, shown
 from cco.vocabulary import id_problem
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Indicator",
+    "Items",
     "Priors",
     "Retention",
     "make_config",
@@ -30,9 +31,11 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-SETTINGS_TABLES = ("kafka", "worker")  # of the same file, but no part of the model: the shells read them
+# Of the same file, but no part of the model: the shells read them.
+SETTINGS_TABLES = ("kafka", "worker", "elasticsearch", "serve")
 MAX_INDICATORS = 31
 MAX_EVENT_TYPES = 1_000
+MAX_PROPERTY = 256  # characters of its name
 MAX_SECONDS = 2**32 - 1
 DAY = 86_400
 
@@ -60,6 +63,10 @@ _Seconds = Annotated[int, Field(strict=True, ge=1, le=MAX_SECONDS)]
 _Optional = Annotated[_Seconds | None, BeforeValidator(_seconds_or_none)]
 _Popular = Annotated[_Seconds | Literal["all"] | None, BeforeValidator(_seconds_or_none)]
 _Staleness = Annotated[float, BeforeValidator(_seconds), Field(strict=True, gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
+
+
+_Property = Annotated[str, Field(min_length=1, max_length=MAX_PROPERTY, pattern=r"^[^.]*[^.\s][^.]*$")]
+_PROPERTY_TEXT = f"the name of a property: 1 to {MAX_PROPERTY} characters, not blank, without a dot"
 
 
 class _Frozen(BaseModel):
@@ -107,6 +114,30 @@ class Priors(_Frozen):
     hot: _Optional = Field(default=None, description=_DURATION_OR_NONE_TEXT)
 
 
+class Items(_Frozen):
+    """Which properties of items decide whether and when they are recommended, and what properties hold."""
+
+    available: _Property = Field(default="available", description=_PROPERTY_TEXT)
+    expires: _Property = Field(default="expires", description=_PROPERTY_TEXT)
+    recommendable: _Property = Field(default="recommendable", description=_PROPERTY_TEXT)
+    rank: _Property = Field(default="rank", description=_PROPERTY_TEXT)
+    types: dict[str, Literal["keyword", "float", "date", "boolean", "text"]] = Field(
+        default={}, description="a table of properties and their kinds"
+    )
+
+    @field_validator("types", mode="before")
+    @classmethod
+    def _known_types(cls, types: object) -> object:
+        """Says which property it is whose kind is not possible, as pydantic does not."""
+        kinds = get_args(get_args(cls.model_fields["types"].annotation)[1])
+        for name, kind in types.items() if isinstance(types, dict) else ():
+            if not name.strip() or len(name) > MAX_PROPERTY or "." in name:
+                raise ValueError(f"{dotted(name)}: is not {_PROPERTY_TEXT}")
+            if kind not in kinds:
+                raise ValueError(f"{dotted(name)}: {shown(kind)} is not allowed; allowed: {', '.join(kinds)}")
+        return types
+
+
 class Config(_Frozen):
     """The whole configuration. `Config()` is one indicator, "purchase", of the event type of that name.
 
@@ -120,6 +151,7 @@ class Config(_Frozen):
     )
     retention: Retention = Field(default=Retention(), description="a table [retention]")
     priors: Priors = Field(default=Priors(), description="a table [priors]")
+    items: Items = Field(default=Items(), description="a table [items]")
     anti_correlations: bool = Field(default=False, strict=True, description="true or false")
     max_staleness: _Staleness = Field(default=60.0, description=_DURATION_TEXT)
 

@@ -12,9 +12,11 @@ each source, the position that it has applied, and decides with `Inbox.take` wha
 
 An item stage begins empty with a *claim*, a message of its own in the log; the claim's offset is its number
 and grows for ever. It asks every source to *fill* it. A fill is made in parts too, between ranges, which go
-on meanwhile; each part says how some users are now, and is good for exactly that position. What belongs to
-another claim, to another life of the user stage (*session*), or comes at another position, is not taken;
-what is taken breaks off a range of another life that is not at its end.
+on meanwhile; each part says how some users are now, and is good for exactly that position. A higher claim
+ends the life of a lower one, and so does an answer to a higher claim: the log may have lost the claim itself
+after it was acknowledged, and whoever made it publishes once it is filled. What belongs to a lower claim, to
+another life of the user stage (*session*), or comes at another position, is not taken; what is taken breaks
+off a range of another life that is not at its end.
 """
 
 from __future__ import annotations
@@ -170,6 +172,8 @@ class Inbox:
         return Verdict.APPLY
 
     def _take_fill(self, source: _Source, header: Header) -> Verdict:
+        if header.claim > self._claim:  # a claim that the log has lost, but not before it was answered
+            return Verdict.FENCED
         if header.claim != self._claim or source.ready:
             return Verdict.DROP
         if source.filling is None:

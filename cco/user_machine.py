@@ -32,6 +32,7 @@ from cco.user_state import (
     SAVED,
     TO_SAVE,
     TOUCHED,
+    UNTOLD,
     WATERMARK,
     pack,
 )
@@ -265,7 +266,7 @@ def _mark(state: Any, user: Any) -> None:
     if state.flags[user] & TO_SAVE:
         pack(state, user)
         state.flags[user] &= np.uint8(255 - TO_SAVE)
-    state.flags[user] |= np.uint8(DIRTY)
+    state.flags[user] |= np.uint8(DIRTY | UNTOLD)
 
 
 @inlined

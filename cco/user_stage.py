@@ -30,6 +30,7 @@ from cco.user_state import (
     SAVED,
     TO_SAVE,
     TOUCHED,
+    UNTOLD,
     WATERMARK,
     Names,
     UserState,
@@ -43,6 +44,7 @@ from cco.user_state import (
 from cco.vocabulary import Vocabulary
 
 Words = npt.NDArray[np.uint32]
+Indices = npt.NDArray[np.int64]
 
 SAVE_WORDS = 1 << 16  # of packed users handed out at a time: 256 KB
 
@@ -64,6 +66,7 @@ class UserStage:
         self._aging = np.zeros(0, np.uint8)  # (items,): a prior may change as time goes on, or has just become 0
         self._packed: list[Words] = []
         self._cut_open = False
+        self._told_to = 0  # where `untold` goes on
 
     @property
     def applied(self) -> int:
@@ -97,6 +100,31 @@ class UserStage:
             order = np.lexsort((items, -times.astype(np.int64)))
             found.append((items[order], times[order]))
         return found
+
+    def untold(self, most: int, first: Indices) -> Indices:
+        """Up to `most` users whose history or membership may be another than when this last named them.
+
+        Those among `first` come first. Users who were never told, or restored, count from `tell_all` on.
+        """
+        flags = self._state.flags
+        known = first[first < flags.size]
+        found: Indices = known[(flags[known] & UNTOLD) != 0][:most]
+        flags[found] &= np.uint8(255 - UNTOLD)
+        if found.size < most:
+            waiting = np.flatnonzero(flags & UNTOLD)
+            begin = int(np.searchsorted(waiting, self._told_to))  # round and round: nobody waits for ever
+            others = np.concatenate((waiting[begin:], waiting[:begin]))[: most - found.size]
+            flags[others] &= np.uint8(255 - UNTOLD)
+            if others.size:
+                self._told_to = int(others[-1]) + 1
+            found = np.concatenate((found, others))
+        return found
+
+    def tell_all(self) -> None:
+        """Let `untold` name every user who has a history, once."""
+        self._fit()
+        flags = self._state.flags
+        flags |= self._have_history().astype(np.uint8) * np.uint8(UNTOLD)
 
     def retained(self) -> npt.NDArray[np.int64]:
         """(indicators,) retained interactions, of members and others."""
@@ -213,7 +241,7 @@ class UserStage:
             raise RuntimeError("a cut is open: take pack_some until it answers None")
         flags = self._state.flags
         owed = self._have_history() if everything else (flags & DIRTY) != 0
-        flags &= np.uint8(MEMBER)
+        flags &= np.uint8(MEMBER | UNTOLD)
         flags |= owed.astype(np.uint8) * np.uint8(TO_SAVE)
         self._state.registers[SAVE_CURSOR] = 0
         self._cut_open = True

@@ -13,7 +13,7 @@ from cco.config import Config
 from cco.retention import NEVER, indicator_hash
 from llr.jit import kernel
 
-MEMBER, DIRTY, TO_SAVE = 1, 2, 4  # flags of a user: in U, changed since the last cut, owed to the present cut
+MEMBER, DIRTY, TO_SAVE, UNTOLD = 1, 2, 4, 8  # in U, changed since the last cut, owed to the present cut, see `untold`
 WATERMARK, APPLIED, MEMBERS, EDITS, TOUCHED, SAVED, PRIORS_MOVED, SAVE_CURSOR = range(8)  # registers
 EDIT_ROWS = 1 << 16
 

@@ -20,8 +20,10 @@ in `exclude_items` and, where `candidates` is given, is among them. Hits come in
 
 1. Matched items: at least one history item is in their rows, or they have a prior that takes a share.
    `Hit.score` is positive.
-2. Backfill: the other eligible items that have metadata or any prior, by the prior of `backfill`.
-   Their score is 0.0 and `Hit.backfill` is what orders them.
+2. Backfill: the other eligible items that have metadata or any prior, by what `backfill` names: a prior;
+   "rank", the property `config.items.rank` as float32 (0 where it is no number or negative; 1e18 at most);
+   or "random", a number from 0 to below 1 that belongs to the id for ever (`backfill.shuffle_of`). Their
+   score is 0.0 and `Hit.backfill` is what orders them.
 
 In each tier the order is by value descending, then by item id (UTF-8 bytes) ascending, so pages of one
 query join without gaps. Ties are common: weights have 9 significant bits. A small share of a prior
@@ -37,7 +39,7 @@ Arithmetic, as Lucene does it (a `bool` query of `term` queries on `sparse_vecto
   largest score from history alone and `top` the largest value of p, both among the eligible items.
 * Boost rules multiply: factor = the product, in double and in the order of the query, of the float32
   factors of the rules that an item matches; score = float32(score x factor). In the second tier they
-  multiply the value of the prior.
+  multiply the value of the prior, the rank or the random number.
 """
 
 from __future__ import annotations
@@ -48,8 +50,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast
 
+import numpy as np
+
 from cco.config import Config
 from cco.rows import Patches, Rows
+from model_sync.backfill import BACKFILLS
 from model_sync.metadata import Properties, Scalar, moment, scalar_problem, shown
 
 MAX_NUM = 1_000
@@ -57,9 +62,10 @@ MAX_OFFSET = 10_000
 MAX_HISTORY = 10_000  # items of the history, all indicators together
 MAX_IDS = 10_000  # of candidates
 MAX_EXCLUDED = MAX_IDS + MAX_HISTORY  # of exclude_items: as many as may be asked for, and a whole history
-MAX_RULES = 64  # include, exclude, boost and ranges together
+MAX_RULES = 64 + 3  # include, exclude, boost and ranges together: 64 that are asked for, and those of availability
 MAX_VALUES = 1_000  # of one rule
 MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6
+MAX_PRODUCT = 1e12  # of the factors of boost rules above 1, and of one divided by those below
 MAX_SHARE = 1_000.0
 PRIORS = "priors"  # the name that contributions of priors go by; no indicator can have it
 
@@ -114,18 +120,20 @@ class Query:
 
     history: per indicator name, item ids; one that is there twice counts once.
     weights: factor on the configured weight per indicator name (default 1; 0 leaves the indicator out).
+    history_weights: factor on single history items, per indicator name and item id (default 1).
     include, exclude: rules that an item must all pass, and of which it must match none.
     candidates: only these ids; None is no restriction. exclude_items: never these.
     num, offset: hits `offset` to `offset + num - 1` of the ranking.
     priors: per prior name, the share of the best score that the largest prior is worth.
-    backfill: the prior that orders the second tier; "auto" is "popular", or the first one configured where
-        that is off; None leaves the second tier out.
+    backfill: what orders the second tier: a prior, "rank" or "random"; "auto" is "popular", or the first prior
+        configured where that is off; None leaves the second tier out.
     fields: properties to return; None is all.
     explain: return contributions.
     """
 
     history: Mapping[str, Sequence[str]] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    history_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     include: tuple[Rule, ...] = ()
     exclude: tuple[Rule, ...] = ()
     boost: tuple[Boost, ...] = ()
@@ -158,7 +166,7 @@ class Hit:
     item: str
     score: float
     properties: Properties
-    backfill: float = 0.0  # what orders the second tier: value of the prior x factor
+    backfill: float = 0.0  # what orders the second tier: value of the prior, rank or random number x factor
     factor: float = 1.0  # product of the boost rules that it matches
     contributions: tuple[Contribution, ...] = ()  # largest first, then by indicator and feature
 
@@ -211,8 +219,18 @@ def rules(fields: Mapping[str, Iterable[Scalar] | Scalar]) -> tuple[Rule, ...]:
     )
 
 
+def contribution(indicator: str, feature: str, weight: np.float32, boost: np.float32) -> Contribution:
+    """What a term adds to a score."""
+    return Contribution(indicator, feature, float(weight), float(boost), float(np.float32(boost * weight)))
+
+
+def in_order(found: Iterable[Contribution]) -> tuple[Contribution, ...]:
+    """Largest first, then by indicator and feature."""
+    return tuple(sorted(found, key=lambda c: (-c.score, c.indicator, c.feature)))
+
+
 def backfill_prior(query: Query, config: Config) -> str | None:
-    """The prior that orders the second tier; None where there is none to order by."""
+    """The prior (or "rank", "random") that orders the second tier; None where there is nothing to order by."""
     if query.backfill != "auto":
         return query.backfill
     names = config.prior_names
@@ -228,7 +246,7 @@ def check_query(query: Query, config: Config) -> None:
         _known(f"priors.{name}", name, "prior", config.prior_names)
         _number(f"priors.{name}", share, 0.0, MAX_SHARE)
     if query.backfill not in (None, "auto"):
-        _known("backfill", query.backfill, "prior", config.prior_names)
+        _known("backfill", query.backfill, "prior", (*config.prior_names, *BACKFILLS))
     _check_rules(query)
     _ids("exclude_items", query.exclude_items, MAX_EXCLUDED)
     if query.candidates is not None:
@@ -249,6 +267,10 @@ def _check_history(query: Query, config: Config) -> None:
         _known(f"weights.{name}", name, "indicator", names)
         if weight != 0:
             _number(f"weights.{name}", weight, MIN_FACTOR, MAX_FACTOR)
+    for name, of_items in query.history_weights.items():
+        _known(f"history_weights.{name}", name, "indicator", names)
+        for item, weight in of_items.items():
+            _number(f"history_weights.{name}.{item}", weight, MIN_FACTOR, MAX_FACTOR)
 
 
 def _check_rules(query: Query) -> None:
@@ -260,7 +282,8 @@ def _check_rules(query: Query) -> None:
     )
     total = sum(len(given) for _, _, given in parts)
     if total > MAX_RULES:
-        raise QueryError("include, exclude, boost and ranges", f"{total} rules; at most {MAX_RULES} are possible")
+        problem = f"{total} rules; at most {MAX_RULES} are possible, those of availability among them"
+        raise QueryError("include, exclude, boost and ranges", problem)
     for part, kind, given in parts:
         for k, rule in enumerate(given):
             path = f"{part}[{k}]"
@@ -276,6 +299,13 @@ def _check_rules(query: Query) -> None:
                 _number(f"{path}.factor", rule.factor, MIN_FACTOR, MAX_FACTOR)
             elif rule.match not in ("any", "all"):
                 raise QueryError(f"{path}.match", f'{rule.match!r} is not possible; "any" and "all" are')
+    up = math.prod(max(rule.factor, 1.0) for rule in query.boost)
+    down = math.prod(max(1 / rule.factor, 1.0) for rule in query.boost)
+    for does, by in (("multiply", up), ("divide", down)):
+        if by > MAX_PRODUCT:  # scores stay finite and positive, whatever an item matches
+            raise QueryError(
+                "boost", f"together the factors {does} by up to {by:.3g}; at most {MAX_PRODUCT:g} is possible"
+            )
 
 
 def _check_values(path: str, values: object) -> None:

@@ -17,7 +17,17 @@ from cco.config import Config
 from cco.rows import Patches, Rows
 from cco.vocabulary import Vocabulary
 from model_sync import inverted
-from model_sync.contract import PRIORS, Contribution, Hit, Query, backfill_prior, check_query
+from model_sync.backfill import RANDOM, RANK, rank_value, shuffle_values
+from model_sync.contract import (
+    PRIORS,
+    Contribution,
+    Hit,
+    Query,
+    backfill_prior,
+    check_query,
+    contribution,
+    in_order,
+)
 from model_sync.metadata import Mask, Metadata, Properties, checked_id, checked_properties
 from model_sync.row_store import RowStore
 
@@ -79,19 +89,15 @@ class MemoryIndex:
         self._arena, self._offsets = items.bytes_, items.offsets
         self._priors = np.zeros((len(self._prior), 0), np.float32)  # (priors, capacity), 0: none
         self._alive = np.ones(0, np.bool_)  # (capacity,): not deleted
+        self._rank = np.zeros(0, np.float32)  # (capacity,)
+        self._hashes = items.hashes
         self._total = np.zeros(0, np.float64)  # (capacity,) of the query that runs; 0 between queries
         self._touched = np.empty(1, np.uint32)
 
     def apply(self, patches: Patches) -> None:
         rows = patches.rows
         self._follow()
-        bad = self._rows.first_bad(rows, len(self._items), len(self._prior))
-        if bad >= 0:
-            raise ValueError(
-                f"row {bad} of the patch (item {rows.item[bad]}, field {rows.field[bad]}) is not possible: items and"
-                f" features must be in the vocabulary ({len(self._items)} items), fields at most {len(self._field)},"
-                " weights positive and finite, and no feature there twice"
-            )
+        self._rows.check(rows, len(self._items), len(self._prior))
         self._rows.replace(rows)
         of_priors = np.flatnonzero(rows.field == len(self._field))
         if of_priors.size:
@@ -120,8 +126,12 @@ class MemoryIndex:
             with self._lock():
                 old = self._metadata.get(i) if merge else None
                 merged = {**(old or {}), **given}
-                self._metadata.replace(i, cast(Properties, {k: v for k, v in merged.items() if v is not None}))
+                self._describe(i, cast(Properties, {k: v for k, v in merged.items() if v is not None}))
                 self._alive[i] = True
+
+    def _describe(self, item: int, properties: Properties | None) -> None:
+        self._metadata.replace(item, properties)
+        self._rank[item] = rank_value((properties or {}).get(self._config.items.rank))
 
     def unset(self, items: Mapping[str, Iterable[str]]) -> None:
         for item, names in items.items():
@@ -130,14 +140,14 @@ class MemoryIndex:
                 old = None if i is None else self._metadata.get(i)
                 if i is not None and old is not None:
                     gone = set(names)
-                    self._metadata.replace(i, {name: value for name, value in old.items() if name not in gone})
+                    self._describe(i, {name: value for name, value in old.items() if name not in gone})
 
     def delete_items(self, ids: Iterable[str]) -> None:
         indices = self._items.intern([checked_id(item) for item in ids]).tolist()
         self._follow()
         for i in indices:
             with self._lock():
-                self._metadata.replace(i, None)
+                self._describe(i, None)
                 self._alive[i] = False
 
     def flush(self) -> None:
@@ -183,15 +193,15 @@ class MemoryIndex:
             return {
                 **self._rows.sizes(),
                 "priors": self._priors.nbytes,
-                "metadata": self._metadata.size() + self._alive.nbytes,
+                "metadata": self._metadata.size() + self._alive.nbytes + self._rank.nbytes,
                 "scratch": scratch,
             }
 
     def _follow(self) -> None:
         """Make room for every item of the vocabulary; the writer's thread alone may look at its arrays."""
-        arena, offsets = self._items.bytes_, self._items.offsets
+        arena, offsets, hashes = self._items.bytes_, self._items.offsets, self._items.hashes
         with self._lock():
-            self._arena, self._offsets = arena, offsets
+            self._arena, self._offsets, self._hashes = arena, offsets, hashes
             count, capacity = len(self._items), self._alive.size
             if max(count, len(self._prior)) <= capacity:
                 return
@@ -201,6 +211,7 @@ class MemoryIndex:
             self._metadata.reserve(capacity)
             self._priors = np.pad(self._priors, ((0, 0), (0, more)))
             self._alive = np.pad(self._alive, (0, more), constant_values=True)
+            self._rank = np.pad(self._rank, (0, more))
             self._total = np.zeros(capacity, np.float64)
             self._touched = np.empty(capacity + 1, np.uint32)
 
@@ -213,10 +224,11 @@ class MemoryIndex:
             boost = self._config.indicators[name].weight * query.weights.get(name, 1.0)
             if boost == 0:
                 continue
-            known = [i for i in map(self._items.index, dict.fromkeys(ids)) if i is not None]
-            features += known
-            fields += [self._field[name]] * len(known)
-            boosts += [boost] * len(known)
+            single = query.history_weights.get(name, {})
+            found = [(i, id_) for id_ in dict.fromkeys(ids) if (i := self._items.index(id_)) is not None]
+            features += [i for i, _ in found]
+            fields += [self._field[name]] * len(found)
+            boosts += [boost * single.get(id_, 1.0) for _, id_ in found] if single else [boost] * len(found)
         # Interned just now, perhaps, and nothing published yet with it: beyond the arrays.
         feature = np.array(features, np.int64)
         fits = feature < self._alive.size
@@ -308,10 +320,19 @@ class MemoryIndex:
         """The first `limit` of the second tier, and what orders them."""
         there = self._metadata.known | self._priors.any(0)
         candidates = np.flatnonzero(mask & there).astype(np.uint32)
-        p = self._prior.get(backfill_prior(query, self._config) or "")
-        values = np.zeros(mask.size, np.float32) if p is None else self._priors[p]
-        items, ordered_by, _ = self._best(candidates, mask, values, factor, limit)
+        items, ordered_by, _ = self._best(candidates, mask, self._backfill_values(query), factor, limit)
         return items, ordered_by
+
+    def _backfill_values(self, query: Query) -> npt.NDArray[np.float32]:
+        """(capacity,)"""
+        name = backfill_prior(query, self._config)
+        if name == RANK:
+            return self._rank
+        values = np.zeros(self._alive.size, np.float32)
+        if name == RANDOM:
+            values[: self._hashes.size] = shuffle_values(self._hashes)
+            return values
+        return self._priors[self._prior[name]] if name in self._prior else values
 
     def _hit(
         self,
@@ -339,15 +360,11 @@ class MemoryIndex:
                 boost = terms.boosts.get((t, int(rows.feature[e])))
                 if boost is not None:
                     feature = self._items.name(int(rows.feature[e]))
-                    found.append(_contribution(self._config.indicator_names[t], feature, rows.weight[e], boost))
+                    found.append(contribution(self._config.indicator_names[t], feature, rows.weight[e], boost))
         for p, boost in shares.items():
             if self._priors[p, item] > 0:
-                found.append(_contribution(PRIORS, self._config.prior_names[p], self._priors[p, item], boost))
-        return tuple(sorted(found, key=lambda c: (-c.score, c.indicator, c.feature)))
-
-
-def _contribution(indicator: str, feature: str, weight: np.float32, boost: np.float32) -> Contribution:
-    return Contribution(indicator, feature, float(weight), float(boost), float(np.float32(boost * weight)))
+                found.append(contribution(PRIORS, self._config.prior_names[p], self._priors[p, item], boost))
+        return in_order(found)
 
 
 def _copied(properties: Properties, fields: tuple[str, ...] | None = None) -> Properties:

@@ -15,6 +15,7 @@ from typing import Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from cco.config import MAX_PROPERTY
 from cco.event_data import ItemChange
 from cco.vocabulary import id_problem
 
@@ -26,7 +27,6 @@ _KINDS: tuple[Kind, ...] = ("number", "date")
 
 MAX_PROPERTIES = 1_000  # of an item
 MAX_ELEMENTS = 1_000  # of a list
-MAX_NAME = 256  # characters of a property's name
 MAX_TEXT_BYTES = 32_766  # the longest term that Lucene indexes
 MAX_WHOLE = 2**53  # beyond it a float64 does not tell neighbours apart
 
@@ -84,6 +84,17 @@ def checked_id(item: object) -> str:
     return cast(str, item)
 
 
+def is_name(name: object) -> bool:
+    """Can a property have this name?"""
+    return (
+        isinstance(name, str)
+        and len(name) <= MAX_PROPERTY
+        and "." not in name
+        and scalar_problem(name) is None
+        and not (name.isspace() or not name)
+    )
+
+
 def checked_properties(item: str, given: Mapping[str, object]) -> dict[str, Scalar | list[Scalar] | None]:
     """A copy of an item's properties (None: not there). Raises MetadataError at the first that is not possible."""
     if not isinstance(given, Mapping):
@@ -93,12 +104,12 @@ def checked_properties(item: str, given: Mapping[str, object]) -> dict[str, Scal
     checked: dict[str, Scalar | list[Scalar] | None] = {}
     for name, value in given.items():
         where = f"item {shown(item)}: property {shown(name)}"
-        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or "." in name or scalar_problem(name):
-            raise MetadataError(f"{where}: a name is text of 1 to {MAX_NAME} characters without a dot")
-        elements = value if isinstance(value, list | tuple) else () if value is None else (value,)
-        if len(elements) > MAX_ELEMENTS:
-            raise MetadataError(f"{where} has {len(elements)} values; at most {MAX_ELEMENTS} are possible")
-        for element in elements:
+        if not is_name(name):
+            raise MetadataError(f"{where}: a name is text of 1 to {MAX_PROPERTY} characters, not blank, without a dot")
+        parts = value if isinstance(value, list | tuple) else () if value is None else (value,)
+        if len(parts) > MAX_ELEMENTS:
+            raise MetadataError(f"{where} has {len(parts)} values; at most {MAX_ELEMENTS} are possible")
+        for element in parts:
             problem = scalar_problem(element)
             if problem is not None:
                 raise MetadataError(f"{where}: {shown(element)} {problem}")
@@ -117,7 +128,8 @@ def change_problem(change: ItemChange) -> str | None:
     return None
 
 
-def _elements(value: Scalar | list[Scalar] | None) -> Sequence[Scalar]:
+def elements(value: Scalar | list[Scalar] | None) -> Sequence[Scalar]:
+    """The values of a property: none, itself, or those of the list."""
     if value is None:
         return ()
     return value if isinstance(value, list) else (value,)
@@ -141,13 +153,13 @@ class _Column:
 
     def _numbers(self, value: Scalar | list[Scalar] | None) -> list[float]:
         if self._kind == "number":
-            return [float(v) for v in _elements(value) if isinstance(v, int | float) and not isinstance(v, bool)]
-        moments = (moment(v) for v in _elements(value) if isinstance(v, str))
+            return [float(v) for v in elements(value) if isinstance(v, int | float) and not isinstance(v, bool)]
+        moments = (moment(v) for v in elements(value) if isinstance(v, str))
         return [float(m) for m in moments if m is not None]
 
     def set(self, item: int, value: Scalar | list[Scalar] | None) -> None:
         numbers = self._numbers(value)
-        self._present[item] = bool(_elements(value))
+        self._present[item] = bool(elements(value))
         self._one[item] = numbers[0] if len(numbers) == 1 else np.nan
         self._several.pop(item, None)
         if len(numbers) > 1:
@@ -219,7 +231,7 @@ class Metadata:
             return
         lists = self._lists.get(name)
         if lists is not None:
-            before, after = set(map(_key, _elements(old))), set(map(_key, _elements(new)))
+            before, after = set(map(_key, elements(old))), set(map(_key, elements(new)))
             for key in before - after:
                 lists[key].discard(item)
                 self._mark(name, key, item, False)
@@ -281,7 +293,7 @@ class Metadata:
         if lists is None:
             lists = self._lists[name] = {}
             for item, properties in self._of.items():
-                for value in _elements(properties.get(name)):
+                for value in elements(properties.get(name)):
                     lists.setdefault(_key(value), set()).add(item)
         return lists
 

@@ -60,6 +60,22 @@ class _Lists:
         return sum(a.nbytes for a in (self.start, self.length, self.room, self.left, self.right))
 
 
+def check_patch(rows: Rows, items: int, indicators: int, priors: int, mark: npt.NDArray[np.uint32]) -> None:
+    """Raises ValueError at the first row of a patch that is not possible.
+
+    `items`, `indicators`, `priors`: how many there are. `mark` (all 0) has an element per item and per prior.
+    """
+    bad = inverted.first_bad_row(
+        rows.item, rows.field, rows.start, rows.feature, rows.weight, items, indicators, priors, mark
+    )
+    if bad >= 0:
+        raise ValueError(
+            f"row {bad} of the patch (item {rows.item[bad]}, field {rows.field[bad]}) is not possible: items and"
+            f" features must be in the vocabulary ({items} items), fields at most {indicators},"
+            " weights positive and finite, and no feature there twice"
+        )
+
+
 class RowStore:
     """Rows of several indicators. `capacity` is the number of items (and features) that there is room for.
 
@@ -84,14 +100,9 @@ class RowStore:
         self._mark = np.zeros(capacity, np.uint32)
         self.capacity = capacity
 
-    def first_bad(self, rows: Rows, items: int, priors: int) -> int:
-        """Position of the first row that is not possible, or -1. The capacity covers `items` and `priors`."""
-        fields = self._longest.size
-        return int(
-            inverted.first_bad_row(
-                rows.item, rows.field, rows.start, rows.feature, rows.weight, items, fields, priors, self._mark
-            )
-        )
+    def check(self, rows: Rows, items: int, priors: int) -> None:
+        """Raises ValueError if a row is not possible. The capacity covers `items` and `priors`."""
+        check_patch(rows, items, self._longest.size, priors, self._mark)
 
     def replace(self, rows: Rows) -> None:
         """Replace these rows (fields beyond the indicators' are left alone). The caller does not hold the lock."""

@@ -11,8 +11,10 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from elasticsearch import Elasticsearch
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.servers.elasticsearch import ElasticsearchServer, fetch_elasticsearch
 from tests.servers.kafka import KafkaServer, fetch_kafka
 
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
@@ -44,3 +46,29 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 def topic_prefix() -> str:
     """What the names of a test's topics and groups begin with, so that it has the shared broker for itself."""
     return f"t{uuid.uuid4().hex[:8]}-"
+
+
+@pytest.fixture(scope="session")
+def elasticsearch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ElasticsearchServer]:
+    """A real Elasticsearch node that runs. Tests share it: each uses indices of its own, see `index_prefix`.
+
+    A test that stops, kills or pauses the node starts one of its own.
+    """
+    folder = tmp_path_factory.mktemp("elasticsearch")
+    server = ElasticsearchServer(folder, fetch_elasticsearch())
+    server.start()
+    yield server
+    server.kill()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def index_prefix(elasticsearch: ElasticsearchServer) -> Iterator[str]:
+    """What the names of a test's indices begin with, so that it has the shared node for itself; removed afterwards."""
+    prefix = f"t{uuid.uuid4().hex[:8]}-"
+    yield prefix
+    with Elasticsearch(elasticsearch.url) as client:
+        made = list(client.indices.get_alias(index=f"{prefix}*"))
+        if made:
+            client.indices.delete(index=made)
+        client.options(ignore_status=404).indices.delete_index_template(name=f"{prefix}*")

@@ -22,7 +22,7 @@ SettingsFile = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="TOML file with the configuration, and in [kafka] and [worker] the settings.",
+        help="TOML file with the configuration, and in [kafka], [worker] and [elasticsearch] the settings.",
         show_default=False,
     ),
 ]
@@ -119,7 +119,7 @@ def _document(loaded: Loaded) -> dict[str, Any]:
 
 def _toml(loaded: Loaded) -> Iterator[str]:
     """The lines of a TOML file that says the same; what is not set or secret is a comment."""
-    from agents.settings import SETTINGS_TABLES, TABLE_OF
+    from agents.settings import KEY_OF, TABLE_OF, TABLES
 
     document = _document(loaded)
     yield f"# epoch {document['epoch']}: state of another one cannot be used"
@@ -131,11 +131,11 @@ def _toml(loaded: Loaded) -> Iterator[str]:
             table = under
             yield f"\n[{table}]"
         yield _line(key, value, origins[name])
-    for table in SETTINGS_TABLES:
+    for table in TABLES:
         yield f"\n[{table}]"
         for name, value in document["settings"].items():
             if TABLE_OF[name] == table:
-                yield _line(name, value, document["from"]["settings"][name])
+                yield _line(KEY_OF[name], value, document["from"]["settings"][name])
 
 
 def _line(key: str, value: Any, origin: str) -> str:

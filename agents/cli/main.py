@@ -14,11 +14,13 @@ import typer
 from agents.cli.common import DIFFERENT, INTERNAL, OK, USAGE, NothingFound, UsageProblem
 from agents.cli.config import config
 from agents.cli.dead_letters import app as dead_letters
+from agents.cli.index import app as index
 from agents.cli.ingest import ingest
 from agents.cli.inspection import compare, inspect
 from agents.cli.models import rebuild, replay
 from agents.cli.patches import patches
 from agents.cli.queries import explain, recommend
+from agents.cli.serve import serve
 from agents.cli.system import demo, doctor
 from agents.cli.topics import app as topics
 from agents.cli.worker import worker
@@ -29,6 +31,8 @@ EPILOG = (
 )
 
 KAFKA_PACKAGES = ("aiohttp", "aiokafka", "faust", "prometheus_client", "structlog", "yarl")  # of the extra `kafka`
+SERVE_PACKAGES = ("fastapi", "httptools", "starlette", "uvicorn", "uvloop")  # of the extra `serve`
+ELASTICSEARCH_PACKAGES = ("elasticsearch",)  # of the extra `elasticsearch`
 
 app = typer.Typer(
     name="cco",
@@ -39,9 +43,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, replay, rebuild, recommend, explain, inspect, compare, doctor, config, ingest, patches, worker):
+for command in (
+    demo, replay, rebuild, recommend, explain, inspect, compare, doctor, config, ingest, patches, worker, serve,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(topics, name="topics")
+app.add_typer(index, name="index")
 app.add_typer(dead_letters, name="dead-letters")
 
 
@@ -68,9 +75,14 @@ def _input_errors() -> tuple[type[Exception], ...]:
         from agents.patches_file import PatchError
 
         of_kafka = (KafkaProblem, PatchError)
+    of_elasticsearch: tuple[type[Exception], ...] = ()
+    with suppress(ModuleNotFoundError):
+        from model_sync.elastic_client import ElasticProblem
+
+        of_elasticsearch = (ElasticProblem,)
     return (
         ConfigError, DemoDataMissing, InputError, LimitError, MetadataError, QueryError, StateError, VocabularyError,
-        *of_kafka,
+        *of_kafka, *of_elasticsearch,
     )  # fmt: skip
 
 
@@ -108,6 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
         if package in KAFKA_PACKAGES:
             _report(f"this needs the package {package}, which is not installed: pip install 'streaming-cco[kafka]'")
+            return USAGE
+        if package in SERVE_PACKAGES:
+            _report(f"this needs the package {package}, which is not installed: pip install 'streaming-cco[serve]'")
+            return USAGE
+        if package in ELASTICSEARCH_PACKAGES:
+            extra = "streaming-cco[elasticsearch]"
+            _report(f"this needs the package {package}, which is not installed: pip install '{extra}'")
             return USAGE
         if isinstance(error, _input_errors()):
             _report(str(error))

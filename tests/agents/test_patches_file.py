@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.cli.main import main
-from agents.patch_sinks import FileSink, PatchRecords, TopicSink, patch_records
+from agents.item_partition import Claim
+from agents.patch_sinks import Encoded, FileSink, JsonRecord, TopicSink, encode_json
 from agents.patches_file import Materializer, PatchError, read_files, read_patches_topic
 from agents.settings import Settings
 from agents.topics import create_topics
@@ -36,7 +37,7 @@ LOG: list[Event] = [
 
 def patches_of(
     config: Config, log: list[Event], generation: int, step: int, takeover: bool = False
-) -> list[PatchRecords]:
+) -> list[Encoded[JsonRecord]]:
     """What the owners of all item partitions send for a log, published every `step` events and drained.
 
     With `takeover` they do not know what the index holds.
@@ -53,12 +54,12 @@ def patches_of(
         for p, stage in enumerate(pipeline.item_stages):
             patches = stage.publish(now, 3)
             if patches is not None:
-                found.append(patch_records(config, items, patches, p, generation))
+                found.append(encode_json(config, items, patches, p, Claim(generation)))
     for p, stage in enumerate(pipeline.item_stages):
         if takeover:
             stage.make_all_due(1e9)
         while (patches := stage.refresh(1e9, 5)) is not None:
-            found.append(patch_records(config, items, patches, p, generation))
+            found.append(encode_json(config, items, patches, p, Claim(generation)))
     return found
 
 
@@ -68,7 +69,7 @@ def model_of(config: Config, log: list[Event]) -> bytes:
     return b"".join(encode(model.rows(), items, config))
 
 
-def lines_of(sent: list[PatchRecords]) -> list[bytes]:
+def lines_of(sent: list[Encoded[JsonRecord]]) -> list[bytes]:
     return [value for patches in sent for _, value in patches.records]
 
 
@@ -170,8 +171,8 @@ def test_files_of_several_workers_and_the_topic_say_the_same(
     async def write() -> None:
         await create_topics(config, settings)
         async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as producer:
-            topic = TopicSink(producer, settings.topic("patches"))
-            sinks = [FileSink(path) for path in files]
+            topic = TopicSink(config, producer, settings.topic("patches"))
+            sinks = [FileSink(config, path) for path in files]
             for patches in sent:
                 await asyncio.gather(await topic.send(patches), await sinks[patches.partition].send(patches))
             for sink in sinks:

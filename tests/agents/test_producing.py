@@ -14,13 +14,15 @@ import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
 from agents import producing
+from agents.item_changes import ItemRecords, encode_change
 from agents.kafka_client import KafkaProblem
 from agents.kafka_log import Records, read_topic
-from agents.producing import EventProducer, Produced, produce, read_items
+from agents.producing import EventProducer, Produced, produce
 from agents.settings import Settings
 from agents.topics import create_topics
 from cco.config import Config, Retention, make_config
 from cco.event_data import EventBatch, ItemChange
+from cco.values import BadRecord
 from cco.vocabulary import Vocabulary
 from tests.cco.histories import Event, to_batch
 from tests.oracle import partition_of
@@ -121,24 +123,38 @@ def test_rate_paces_the_events(settings: Settings) -> None:
     assert done.events == 300
 
 
-def test_item_changes_are_whole_and_go_on_from_what_is_there(settings: Settings) -> None:
-    def change(*changes: ItemChange) -> dict[str, Any]:
-        send(settings, [(EventBatch.join([]), changes)], Vocabulary(), Vocabulary())
-        return asyncio.run(read_items(settings))
-
-    first = change(
+def test_item_changes_are_in_the_log_as_they_were_said(settings: Settings) -> None:
+    changes = [
         ItemChange("a", "set", {"title": "ä", "price": 1}),
         ItemChange("b", "set", {"title": "B"}),
         ItemChange("a", "set", {"price": 2, "tags": ["x", "y"]}),
-    )
-    assert first == {"a": {"title": "ä", "price": 2, "tags": ["x", "y"]}, "b": {"title": "B"}}
-    again = change(
-        ItemChange("a", "unset", {"title": None}), ItemChange("b", "delete"), ItemChange("c", "set", {"n": 1})
-    )
-    assert again == {"a": {"price": 2, "tags": ["x", "y"]}, "c": {"n": 1}}
-    by_key = [(key, value) for records in messages_in(settings, "items")
-              for key, value in zip(records.keys, records.values, strict=True)]  # fmt: skip
-    assert [value for key, value in by_key if key == b"b"] == [b'{"item_id": "b", "properties": {"title": "B"}}', None]
+        ItemChange("a", "unset", {"title": None}),
+        ItemChange("b", "delete"),
+    ]
+    send(settings, [(EventBatch.join([]), changes[:2])], Vocabulary(), Vocabulary())
+    send(settings, [(EventBatch.join([]), changes[2:])], Vocabulary(), Vocabulary())
+    records = ItemRecords(CONFIG)
+    found = [records.decode(key, value) for read in messages_in(settings, "items")
+             for key, value in zip(read.keys, read.values, strict=True)]  # fmt: skip
+    for item in ("a", "b"):  # one partition has all of an item
+        assert [change for change in found if change.item_id == item] == [c for c in changes if c.item_id == item]
+    assert records.decode(b"a", None) == ItemChange("a", "delete")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        (b"a", b"{", "not valid JSON"),
+        (b"b", encode_change(ItemChange("a", "delete"))[1], "the key is 'b', and the record is about 'a'"),
+        (b"\xff", None, "the key is not UTF-8"),
+        (b"", None, "item id"),
+        (b"a", b'{"user_id":"u","item_id":"a","event_type":"buy"}', "not a change of an item"),
+        (b"a", encode_change(ItemChange("a", "set", {"p": {"q": 1}}))[1], "is of type dict"),
+    ],
+)
+def test_what_is_no_change_of_an_item_says_why(key: bytes, value: bytes | None, reason: str) -> None:
+    with pytest.raises(BadRecord, match=reason):
+        ItemRecords(CONFIG).decode(key, value)
 
 
 def test_topics_that_do_not_fit_are_refused(settings: Settings, kafka: KafkaServer) -> None:

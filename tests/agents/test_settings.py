@@ -97,6 +97,28 @@ def test_a_worker_has_a_name_without_being_given_one() -> None:
         ({"sasl_username": "me"}, {}, '--sasl-username: would not be used: set security_protocol = "SASL_SSL"'),
         ({}, {"SSL_CAFILE": "ca.pem"}, "environment variable CCO_SSL_CAFILE: would not be used: set security_prot"),
         ({"ssl_keyfile": "k", "security_protocol": "SSL"}, {}, "--ssl-keyfile: needs ssl_certfile"),
+        ({"elasticsearch_urls": "host:9200"}, {}, "--elasticsearch-urls: 'host:9200' is not http://host:port or"),
+        ({"elasticsearch_urls": "http://host"}, {}, "--elasticsearch-urls: 'http://host' is not http://host:port or"),
+        ({"elasticsearch_urls": "http://a:1, ftp://b:1"}, {}, "--elasticsearch-urls: 'ftp://b:1' is not http://host"),
+        ({"elasticsearch_urls": ","}, {}, "--elasticsearch-urls: names no URL"),
+        (
+            {},
+            {"ELASTICSEARCH_URLS": "http://me:secret@a:1"},
+            "environment variable CCO_ELASTICSEARCH_URLS: a URL hold",
+        ),
+        ({}, {"ELASTICSEARCH_URL": "http://a:1"}, "environment variable CCO_ELASTICSEARCH_URL: is not known; did you"),
+        ({}, {"ELASTICSEARCH_API_KEY": "k"}, "environment variable CCO_ELASTICSEARCH_API_KEY: would not be used: set"),
+        (
+            {"elasticsearch_urls": "http://a:1"},
+            {"ELASTICSEARCH_USERNAME": "me"},
+            "environment variable CCO_ELASTICSEARCH_USERNAME: needs password",
+        ),
+        ({"elasticsearch_urls": "http://a:1", "elasticsearch_ca_file": "ca.pem"}, {}, "--elasticsearch-ca-file: would"),
+        (
+            {"elasticsearch_index_prefix": "Shop"},
+            {},
+            "--elasticsearch-index-prefix: 'Shop' is not allowed; allowed: u",
+        ),
     ],
 )
 def test_what_is_refused_is_said_with_its_source(flags: dict[str, Any], environment: dict[str, str], line: str) -> None:
@@ -110,6 +132,9 @@ def test_what_is_refused_is_said_with_its_source(flags: dict[str, Any], environm
     [
         ("[worker]\ngrup = 'x'", 'FILE: worker.grup: unknown key (did you mean "group"?); known here: group, name, '),
         ("[worker]\nbrokers = 'x'", "FILE: worker.brokers: belongs in the table [kafka]"),
+        ("[kafka]\nurls = 'x'", "FILE: kafka.urls: belongs in the table [elasticsearch]"),
+        ("[elasticsearch]\nurl = 'x'", 'FILE: elasticsearch.url: unknown key (did you mean "urls"?); known here: urls'),
+        ("[elasticsearch]\nurls = 'x'", "FILE: elasticsearch.urls: 'x' is not http://host:port or https://host:port"),
         ("[kafka]\nbrokers = 5", "FILE: kafka.brokers: 5 is not allowed; allowed: host:port"),
         ("[worker]\nthreads = true", "FILE: worker.threads: True is not allowed; allowed: a whole number"),
         ("[worker]\nthreads = 1.5", "FILE: worker.threads: 1.5 is not allowed; allowed: a whole number"),
@@ -135,6 +160,7 @@ def test_all_problems_come_at_once_and_none_shows_a_secret(file: Path) -> None:
 
 def test_variables_of_others_are_left_alone() -> None:
     others = {"CCO_PORT": "tcp://10.0.0.1:80", "CCO_SERVICE_HOST": "10.0.0.1", "CCO_TRACEBACK": "1"}
+    others |= {f"CCO_ELASTICSEARCH_{name}": "x" for name in ("PORT", "SERVICE_HOST", "SERVICE_PORT", "PORT_9200_TCP")}
     assert load_all(None, {}, others).origins == {}
 
 
@@ -146,11 +172,16 @@ def test_the_printed_configuration_is_one_that_says_the_same(
     monkeypatch.setenv("CCO_SASL_USERNAME", "me")
     monkeypatch.setenv("CCO_SASL_PASSWORD", "very-secret")
     monkeypatch.setenv("CCO_SHARE", "ftp://me:very-secret@host/folder")
+    monkeypatch.setenv("CCO_ELASTICSEARCH_URLS", "http://one:9200, http://two:9200")
+    monkeypatch.setenv("CCO_ELASTICSEARCH_USERNAME", "me")
+    monkeypatch.setenv("CCO_ELASTICSEARCH_PASSWORD", "very-secret")
     assert main(["config", "--config", str(file)]) == 0
     text = capsys.readouterr().out
     assert "very-secret" not in text
     assert f'brokers = "one:9092, two"                    # {file}: kafka.brokers' in text
     assert 'sasl_username = "me"                         # environment variable CCO_SASL_USERNAME' in text
+    assert 'urls = "http://one:9200, http://two:9200"    # environment variable CCO_ELASTICSEARCH_URLS' in text
+    assert '\n# password = "********" ' in text
     monkeypatch.delenv("CCO_SHARE")
     again = tmp_path / "again.toml"
     again.write_text(text)

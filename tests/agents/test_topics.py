@@ -78,7 +78,8 @@ def test_create_makes_all_topics_as_they_must_be(settings: Settings) -> None:
         assert kept["edits"] == ("delete", "3600000")
         assert kept["control"] == ("delete", "600000")
         assert kept["dead-letters"] == ("delete", "2592000000")
-        assert kept["items"][0] == "compact"
+        assert kept["items"] == ("delete", "-1")  # every change of every item
+        assert found["edits"].settings["message.timestamp.type"] == "LogAppendTime"
         assert kept["patches"] == ("delete", "-1")
 
     asyncio.run(story())
@@ -88,7 +89,7 @@ def test_every_difference_is_named(settings: Settings) -> None:
     async def story() -> None:
         wrong: list[tuple[str, int, Mapping[str, str]]] = [
             ("interactions", 2, {"cleanup_policy": "compact", "retention_bytes": "1000000"}),
-            ("items", 7, {"cleanup_policy": "delete"}),
+            ("items", 7, {"cleanup_policy": "compact"}),
             ("edits", 3, {"retention_ms": "60000", "max_message_bytes": "1000"}),
             ("control", 2, {"retention_ms": "-1"}),
         ]
@@ -103,10 +104,12 @@ def test_every_difference_is_named(settings: Settings) -> None:
                 "interactions: cleanup.policy is compact, and must be delete: kafka-configs --alter",
                 "interactions: retention.ms is 604800000 (7 d), and must be at least -1 (unlimited): ",
                 "interactions: retention.bytes is 1000000, and must be at least -1 (unlimited): ",
-                "items: cleanup.policy is delete, and must be compact: ",
+                "items: cleanup.policy is compact, and must be delete: ",
+                "items: retention.ms is 604800000 (7 d), and must be at least -1 (unlimited): ",
                 "edits: has 3 partitions, and the settings say item_partitions = 2: set it to 3, or stop all workers,",
                 "edits: retention.ms is 60000 (1 min), and must be at least 3600000 (1 h): ",
                 "edits: max.message.bytes is 1000, and must be at least 1048588: ",
+                "edits: message.timestamp.type is CreateTime, and must be LogAppendTime: ",
                 "control: has 2 partitions, and must have 1: ",
                 "dead-letters: is missing: ",
                 "patches: is missing: ",

@@ -1,4 +1,4 @@
-"""Without the extra `kafka`: what needs it says so, and the rest works."""
+"""Without the extras `kafka` and `elasticsearch`: what needs them says so, and the rest works."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from agents.cli.main import KAFKA_PACKAGES
+from agents.cli.main import ELASTICSEARCH_PACKAGES, KAFKA_PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -36,21 +36,24 @@ def test_what_needs_kafka_says_so_and_the_rest_works(tmp_path: Path) -> None:
         "patches --topic --model -": 2,
         "rebuild --log": 2,
         "dead-letters list": 2,
+        "index check --elasticsearch-urls http://a:1": 2,
         "config": 0,
         f"replay {events} --state {tmp_path}/state --json": 0,
         f"replay {tmp_path}/none.csv": 2,
         f"rebuild {events} --json": 0,
     }
+    script = SCRIPT.format(packages=KAFKA_PACKAGES + ELASTICSEARCH_PACKAGES)
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(packages=KAFKA_PACKAGES)], input="\n".join(commands), cwd=ROOT,
+        [sys.executable, "-c", script], input="\n".join(commands), cwd=ROOT,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     codes = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
     assert codes == list(commands.values()), done
     said = done.stderr.splitlines()
-    assert len(said) == 7
+    assert len(said) == 8
     assert all(line.endswith("is not installed: pip install 'streaming-cco[kafka]'") for line in said[:6])
-    assert "none.csv" in said[6]
+    assert said[6].endswith("package elasticsearch, which is not installed: pip install 'streaming-cco[elasticsearch]'")
+    assert "none.csv" in said[7]
 
 
 def test_the_extra_has_them_all() -> None:

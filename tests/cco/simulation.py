@@ -31,8 +31,9 @@ from tests.cco.worlds import Truth, draw_config, draw_logs, known_by
 ROUNDS = 25  # after the last fault, until everything has to be exact
 FAULTS = {  # and how often a schedule has them
     "crashes": 0.8, "zombies": 0.5, "holes": 0.4, "repeats": 0.3, "old snapshots": 0.5, "strangers": 0.3,
-    "bad control": 0.3, "late claims": 0.3, "late patches": 0.5,
+    "bad control": 0.3, "late claims": 0.3, "late patches": 0.5, "lost claims": 0.2,
 }  # fmt: skip
+LOST_CLAIM = 0.3  # of the claims in a schedule that loses some, those lost before anybody else has read them
 
 
 class World:
@@ -46,12 +47,14 @@ class World:
         self.place = Place(self.config, rng.choice((1, 1, 2, 3)), logs)
         self.truth = Truth(self.config, logs, self.place.partitions)
         self.index = PublishedIndex(self.place.partitions)
-        drawn = {fault for fault, share in FAULTS.items() if rng.random() < share}
+        dice = {"lost claims": Random(f"lost claims {seed}")}  # of its own: what older seeds have shown they still show
+        drawn = {fault for fault, share in FAULTS.items() if dice.get(fault, rng).random() < share}
         self.faults = drawn if faults is None else set(faults)
         self.now = 0.0
         self.session = 0
         self.lossless = True  # nothing happened for which an item partition may begin anew
         self.checked = 0
+        self.calm = False
         self.seen: dict[Inbox, tuple[int, ...]] = {}  # positions at which their stages were looked into
         # how often there are faults, snapshots and events, and how soon everything else is done
         self.unrest, self.prudence = rng.choice((0.08, 0.2, 0.4)), rng.choice((0.05, 0.3, 1.0))
@@ -166,8 +169,12 @@ class World:
             self.index.take(item.patches.popleft())
 
     def claimed(self, item: ItemAgent) -> None:
+        log = self.place.edits[item.partition]
         item.claimed()
-        self.note(f"{name_of(item)} has claimed")
+        self.note(f"{name_of(item)} has claimed: {len(log) - 1}")
+        if "lost claims" in self.faults and not self.calm and self.rng.random() < LOST_CLAIM:
+            log[-1] = None  # after it was acknowledged
+            self.note("the claim is lost")
 
     def take(self, item: ItemAgent, most: int) -> None:
         gaps = item.gaps
@@ -210,18 +217,15 @@ class World:
             self.user_zombies.pop(self.rng.randrange(len(self.user_zombies)))
 
     def lose(self) -> None:
-        """Messages that were acknowledged are gone: one, or the end of the log; but no claims.
-
-        Whoever does not see that another has claimed goes on with a lower number, and the index drops what he
-        sends until he claims again: the protocol does not heal that.
-        """
+        """Messages that were acknowledged are gone: one, or the end of the log; claims only if such are lost at all."""
         partition = self.rng.randrange(self.place.partitions)
         log, read = self.place.edits[partition], self.items[partition].position
         if log:
             first = self.rng.randrange(min(read, len(log) - 1), len(log))
             last = len(log) if self.rng.random() < 0.4 else first + 1
             for offset, message in enumerate(log[first:last], first):
-                if message is not None and decode_header(message).kind is not Kind.CLAIM:
+                claim = message is not None and decode_header(message).kind is Kind.CLAIM
+                if not claim or "lost claims" in self.faults:
                     log[offset] = None
             self.lossless = False
             self.note(f"lost: {first} to {last} of {partition}")
@@ -278,6 +282,7 @@ class World:
             for partition in range(self.place.partitions):
                 zombie.deliver(partition, self.rng.choice((0, 100)))
         self.user_zombies.clear()
+        self.calm = True
         for _ in range(ROUNDS):
             for user in self.users:
                 self.finish(user)

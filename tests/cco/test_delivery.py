@@ -154,3 +154,14 @@ def test_a_later_claim_fences_and_an_earlier_one_does_not() -> None:
     assert partition.take(CLAIM, NEW, 0, 0) is Verdict.FENCED
     partition.offset = CLAIMED - 10
     assert partition.take(CLAIM, NEW, 0, 0) is DROP
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("filled", [False, True])
+def test_the_answer_to_a_later_claim_fences_since_the_claim_may_be_lost(part: int, filled: bool) -> None:
+    """Its owner publishes as soon as it is filled, with a higher number: what we send then is taken by nobody."""
+    partition = Partition()
+    if filled:
+        partition.fill(4)
+    assert partition.take(FILL, OLD, 4, 4, part, last=False, claim=CLAIMED - 1) is DROP
+    assert partition.take(FILL, OLD, 4, 4, part, last=False, claim=CLAIMED + 1) is Verdict.FENCED

@@ -167,23 +167,32 @@ class World:
     share: bool = False
     session_timeout: str = "6s"
     security: dict[str, str] = field(default_factory=dict)  # in the table [kafka]
+    elasticsearch: str = ""  # URL of a node: patches go there, under the world's prefix, and not to their topic
     workers: dict[str, WorkerProcess] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.config: Config = parse_config(self.toml, "cco.toml")
         self.patches = self.folder / "patches.jsonl"
         values: dict[str, Any] = {"item_partitions": self.item_partitions, **self.security}
+        patches = "none" if self.elasticsearch else "topic"
+        if self.elasticsearch:
+            values |= {"elasticsearch_urls": self.elasticsearch, "elasticsearch_index_prefix": self.prefix}
         self.settings = Settings(
-            brokers=self.broker, topic_prefix=self.prefix, group=f"{self.prefix}group", patches="topic", **values
+            brokers=self.broker, topic_prefix=self.prefix, group=f"{self.prefix}group", patches=patches, **values
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config_file = self.folder / "cco.toml"
         security = "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.security.items())
         share = f'share = "{self.folder / "share"}"\nshare_every = "2s"\n' if self.share else ""
+        elastic = (
+            f'[elasticsearch]\nurls = "{self.elasticsearch}"\nindex_prefix = "{self.prefix}"\n'
+            if self.elasticsearch
+            else ""
+        )
         self.config_file.write_text(
             f'{self.toml}\n[kafka]\nbrokers = "{self.broker}"\ntopic_prefix = "{self.prefix}"\n{security}'
-            f'[worker]\ngroup = "{self.prefix}group"\npatches = "topic"\nitem_partitions = {self.item_partitions}\n'
-            f'session_timeout = "{self.session_timeout}"\ncheckpoint_every = "200ms"\n{share}'
+            f'[worker]\ngroup = "{self.prefix}group"\npatches = "{patches}"\nitem_partitions = {self.item_partitions}\n'
+            f'session_timeout = "{self.session_timeout}"\ncheckpoint_every = "200ms"\n{share}{elastic}'
         )
         asyncio.run(create_topics(self.config, self.settings))
         self.users, self.items = Vocabulary(), Vocabulary()

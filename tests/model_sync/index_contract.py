@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from cco.config import Config, make_config
 from cco.rows import Patches, Rows
 from cco.vocabulary import Vocabulary
+from model_sync.availability import available
 from model_sync.contract import Boost, Hit, Index, Query, QueryError, Range, Rule, rules
 from model_sync.metadata import MetadataError
 from tests.model_sync.reference import Fields, Reference, listed, patches
-from tests.model_sync.samples import BAD_ITEMS, BAD_QUERIES, CONFIG, IDS, WEIGHTS, operations, queries
+from tests.model_sync.samples import BAD_ITEMS, BAD_QUERIES, CONFIG, CONFIG_TABLES, IDS, WEIGHTS, operations, queries
 
 MakeIndex = Callable[[Config, Vocabulary], Index]
 
@@ -50,26 +51,31 @@ class Shop:
         return ask(self.index, Query(**query))
 
 
+def equals_the_reference(make_index: MakeIndex, steps: list[tuple[str, Any]], last: Query) -> None:
+    """Whatever is done to an index, it answers as the reference does."""
+    shop = Shop(make_index)
+    right = Reference(CONFIG, shop.items)
+    for name, what in [*steps, ("search", last), ("search", Query(history=last.history, explain=True))]:
+        if name == "search":
+            assert ask(shop.index, what) == right.search(what)
+            continue
+        given_ = patches(CONFIG, shop.items, what) if name == "apply" else what
+        getattr(shop.index, name)(given_)
+        getattr(right, name)(given_)
+    shop.index.flush()
+    assert listed(CONFIG, shop.items, shop.index.rows()) == right.rows()
+    assert len(shop.index) == len(right)
+    for item in IDS:
+        assert shop.index.properties(item) == right.properties(item)
+
+
 class IndexContract:
     """What an index must do."""
 
     @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
     @given(steps=st.lists(operations, min_size=1, max_size=14), last=queries)
     def test_equals_the_reference(self, make_index: MakeIndex, steps: list[tuple[str, Any]], last: Query) -> None:
-        shop = Shop(make_index)
-        right = Reference(CONFIG, shop.items)
-        for name, what in [*steps, ("search", last), ("search", Query(history=last.history, explain=True))]:
-            if name == "search":
-                assert ask(shop.index, what) == right.search(what)
-                continue
-            given_ = patches(CONFIG, shop.items, what) if name == "apply" else what
-            getattr(shop.index, name)(given_)
-            getattr(right, name)(given_)
-        shop.index.flush()
-        assert listed(CONFIG, shop.items, shop.index.rows()) == right.rows()
-        assert len(shop.index) == len(right)
-        for item in IDS:
-            assert shop.index.properties(item) == right.properties(item)
+        equals_the_reference(make_index, steps, last)
 
     def test_of_a_patch_only_the_named_fields_change(self, make_index: MakeIndex) -> None:
         shop = Shop(make_index)
@@ -199,6 +205,27 @@ class IndexContract:
         assert names(shop.ask(ranges=(Range("nothing", 1),))) == []
         assert names(shop.ask(ranges=(Range("nothing", 1, missing=True),))) == ["a", "b", "c", "d"]
 
+    def test_ranges_of_dates_that_decide_on_availability(self, make_index: MakeIndex) -> None:
+        """An index may keep these apart, since every question has them."""
+        shop = Shop(make_index, make_config({**CONFIG_TABLES, "items": {"available": "from", "expires": "since"}}))
+        items: dict[str, dict[str, Any]] = {
+            "a": {"from": "2024-01-01", "since": "2024-03-01"},
+            "b": {"from": ["2023-01-01", "2025-01-01"], "since": "soon"},
+            "c": {"from": 5, "since": []},
+            "d": {},
+        }
+        shop.index.put_items(items)
+        ranges, excluded = available(shop.config, "2024-01-01T01:00:00+01:00")
+        assert names(shop.ask(ranges=ranges, exclude=excluded)) == ["a", "d"]
+        assert names(shop.ask(ranges=(Range("from", "2024-01-01", "2024-12-31"),))) == ["a"]
+        assert names(shop.ask(ranges=(Range("from", "2024-06-01", missing=True),))) == ["b", "d"]
+        assert names(shop.ask(ranges=(Range("from", 1, 9),))) == ["c"]
+        assert names(shop.ask(ranges=(Range("since", None, "2024-03-01"),))) == ["a"]
+        assert names(shop.ask(ranges=(Range("since", "2024-03-01T00:00:00.001Z", missing=True),))) == ["c", "d"]
+        shop.index.update_items({"a": {"from": None}, "d": {"from": "2024-07-01"}})
+        assert names(shop.ask(ranges=(Range("from", "2024-06-01", missing=True),))) == ["a", "b", "d"]
+        assert names(shop.ask(ranges=(Range("from", "2024-06-01"),))) == ["b", "d"]
+
     def test_boosts_multiply_in_both_tiers(self, make_index: MakeIndex) -> None:
         shop = Shop(make_index)
         shop.apply({"a": {"buy": {"x": 2.0}}, "b": {"buy": {"x": 1.5}}})
@@ -259,6 +286,36 @@ class IndexContract:
         shop.index.put_items({"known": {}})
         assert names(shop.ask(history={"purchase": ["x"]})) == ["a", "known"]
         assert names(shop.ask()) == ["known"]
+
+    def test_backfill_by_rank(self, make_index: MakeIndex) -> None:
+        shop = Shop(make_index, make_config({**CONFIG_TABLES, "items": {"rank": "position"}}))
+        shop.apply({"m": {"buy": {"x": 0.5}}, "p": {"priors": {"popular": 9.0}}})
+        ranks = {"low": 0.1, "high": 7, "negative": -1, "text": "9", "several": [9, 9], "truth": True, "huge": 1e300}
+        shop.index.put_items({name: {"position": rank} for name, rank in ranks.items()} | {"m": {"position": 99}})
+        hits = shop.ask(history={"buy": ["x"]}, backfill="rank", boost=(Boost("position", (0.1,), 100.0),))
+        assert [(hit.item, hit.backfill) for hit in hits] == [
+            ("m", 0.0),
+            ("huge", float(np.float32(1e18))),
+            ("low", float(np.float32(np.float32(0.1) * 100.0))),
+            ("high", 7.0),
+            *((name, 0.0) for name in ("negative", "p", "several", "text", "truth")),
+        ]
+        shop.index.update_items({"high": {"position": 0}})
+        shop.index.unset({"huge": ["position"]})
+        assert names(shop.ask(backfill="rank", num=2)) == ["m", "low"]
+        shop.index.put_items({"huge": {"position": 1e9}})
+        shop.index.delete_items(["m"])
+        assert names(shop.ask(backfill="rank", num=2)) == ["huge", "low"]
+
+    def test_backfill_at_random_is_the_same_every_time(self, make_index: MakeIndex) -> None:
+        shop = Shop(make_index)
+        shop.index.put_items({f"item {k}": {} for k in range(40)})
+        hits = shop.ask(backfill="random", num=40)
+        assert [hit.backfill for hit in hits] == sorted({hit.backfill for hit in hits}, reverse=True)
+        assert all(0 <= hit.backfill < 1 for hit in hits)
+        assert names(hits) != sorted(names(hits)) and names(hits) != sorted(names(hits), reverse=True)
+        shop.apply({item: {"priors": {"popular": 1.0 + k}} for k, item in enumerate(names(hits))})
+        assert shop.ask(backfill="random", num=40) == hits
 
     def test_candidates_and_exclusions(self, make_index: MakeIndex) -> None:
         shop = Shop(make_index)

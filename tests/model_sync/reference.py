@@ -140,12 +140,20 @@ class Reference:
                 score = float(np.float32(_score(why) * factor))
                 first.append(Hit(item, score, shown, 0.0, factor, tuple(why) if query.explain else ()))
             elif query.backfill is not None and (item in self.metadata or self.fields.get(item, {}).get("priors")):
-                prior = backfill_prior(query, self.config)
-                value = float(np.float32((self._prior(item, prior) if prior else 0.0) * factor))
+                value = float(np.float32(self._backfill(item, backfill_prior(query, self.config)) * factor))
                 second.append(Hit(item, 0.0, shown, value, factor))
         first.sort(key=lambda hit: (-hit.score, hit.item.encode()))
         second.sort(key=lambda hit: (-hit.backfill, hit.item.encode()))
         return (first + second)[query.offset : query.offset + query.num]
+
+    def _backfill(self, item: str, name: str | None) -> float:
+        if name == "random":
+            return (_hash(item.encode()) >> 40) / 2**24
+        if name == "rank":
+            rank = self.metadata.get(item, {}).get(self.config.items.rank)
+            possible = isinstance(rank, int | float) and not isinstance(rank, bool) and rank > 0
+            return float(np.float32(min(rank, 1e18))) if possible else 0.0  # type: ignore[type-var, arg-type]
+        return self._prior(item, name) if name else 0.0
 
     def _prior(self, item: str, prior: str) -> float:
         return self.fields.get(item, {}).get("priors", {}).get(prior, 0.0)
@@ -153,9 +161,12 @@ class Reference:
     def _from_history(self, item: str, query: Query) -> list[Contribution]:
         found = []
         for name, history in query.history.items():
-            boost = float(np.float32(self.config.indicators[name].weight * query.weights.get(name, 1.0)))
+            weight = self.config.indicators[name].weight * query.weights.get(name, 1.0)
             row = self.fields.get(item, {}).get(name, {})
-            found += [_contribution(name, x, row[x], boost) for x in set(history) if x in row and boost > 0]
+            for x in set(history):
+                boost = float(np.float32(weight * query.history_weights.get(name, {}).get(x, 1.0)))
+                if x in row and boost > 0:
+                    found.append(_contribution(name, x, row[x], boost))
         return found
 
     def _eligible(self, item: str, query: Query) -> bool:
@@ -186,6 +197,16 @@ class Reference:
         low = -math.inf if span.min is None else _number(span.min)
         high = math.inf if span.max is None else _number(span.max)
         return any(low <= number <= high for number in numbers)
+
+
+def _hash(data: bytes) -> int:
+    """FNV-1a 64, then SplitMix64's finaliser."""
+    h = 0xCBF29CE484222325
+    for byte in data:
+        h = (h ^ byte) * 0x100000001B3 % 2**64
+    h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    h = (h ^ (h >> 27)) * 0x94D049BB133111EB % 2**64
+    return h ^ (h >> 31)
 
 
 def _kind(value: object) -> str:

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from cco.config import make_config
 from model_sync.contract import Boost, Query, Range, Rule
 
-CONFIG = make_config(
-    {
-        "primary": "buy",
-        "indicators": {"buy": {"weight": 1.0}, "view": {"weight": 0.3}},
-        "priors": {"popular": "all", "recent": "30d"},
-    }
-)
+CONFIG_TABLES: dict[str, Any] = {
+    "primary": "buy",
+    "indicators": {"buy": {"weight": 1.0}, "view": {"weight": 0.3}},
+    "priors": {"popular": "all", "recent": "30d"},
+}
+CONFIG = make_config(CONFIG_TABLES)
 # Dots, slashes, spaces, quotes, combining marks, the longest possible, prefixes of each other, a pair whose
 # order differs between UTF-8 and UTF-16, and names that a search server might take for its own.
 IDS = [
@@ -28,7 +27,7 @@ VALUES: list[Any] = [
     ["red", "blue"], ["red", 1, True], [1, 5, 9], ["2023-01-01", "2025-01-01"], [], None,
 ]  # fmt: skip
 SCALARS = [v for v in VALUES if v is not None and not isinstance(v, list)]
-PROPERTIES = ["color", "price", "since"]
+PROPERTIES = ["color", "price", "since", "rank", "available"]
 
 ids = st.sampled_from(IDS)
 entries = st.dictionaries(ids, st.sampled_from(WEIGHTS), max_size=6)
@@ -61,6 +60,10 @@ queries = st.builds(
     Query,
     history=st.dictionaries(st.sampled_from(["buy", "view"]), st.lists(ids | st.just("unheard of"), max_size=20)),
     weights=st.dictionaries(st.sampled_from(["buy", "view"]), st.sampled_from([0, 0.7, 1.0, 20])),
+    history_weights=st.just({})
+    | st.dictionaries(
+        st.sampled_from(["buy", "view"]), st.dictionaries(ids, st.sampled_from([0.1, 1, 3.3, 1e6]), max_size=4)
+    ),
     include=few(rule),
     exclude=few(rule),
     boost=few(boost),
@@ -70,7 +73,7 @@ queries = st.builds(
     num=st.sampled_from([1, 3, 10, 1000]),
     offset=st.sampled_from([0, 0, 1, 4]),
     priors=st.dictionaries(st.sampled_from(CONFIG.prior_names), st.sampled_from([0.0, 1e-5, 0.2, 1.5])),
-    backfill=st.sampled_from(["auto", "auto", "recent", None]),
+    backfill=st.sampled_from(["auto", "auto", "recent", "rank", "random", None]),
     fields=st.sampled_from([None, None, (), ("color", "nothing")]),
     explain=st.booleans(),
 )
@@ -103,6 +106,8 @@ BAD_QUERIES: list[tuple[dict[str, Any], str]] = [
     ({"weights": {"buy": float("nan")}}, "weights.buy"),
     ({"weights": {"buy": -1.0}}, "weights.buy"),
     ({"weights": {"buy": 1e9}}, "weights.buy"),
+    ({"history_weights": {"purchase": {}}}, "history_weights.purchase"),
+    ({"history_weights": {"buy": {"a": 0}}}, "history_weights.buy.a"),
     ({"priors": {"hot": 0.1}}, "priors.hot"),
     ({"priors": {"popular": -0.1}}, "priors.popular"),
     ({"priors": {"popular": float("inf")}}, "priors.popular"),
@@ -113,9 +118,11 @@ BAD_QUERIES: list[tuple[dict[str, Any], str]] = [
     ({"exclude": (Rule("a", ("x", None)),)}, "exclude[0].values[1]"),
     ({"exclude": (Rule("a", (float("nan"),)),)}, "exclude[0].values[0]"),
     ({"include": (Rule("a", ("x",), "some"),)}, "include[0].match"),
-    ({"include": (Rule("a", ("x",)),) * 65}, "include, exclude, boost and ranges"),
+    ({"include": (Rule("a", ("x",)),) * 68}, "include, exclude, boost and ranges"),
     ({"boost": (Boost("a", ("x",), 0.0),)}, "boost[0].factor"),
     ({"boost": (Boost("a", ("x",), 1e7),)}, "boost[0].factor"),
+    ({"boost": (Boost("a", ("x",), 1e6),) * 3}, "boost"),
+    ({"boost": (Boost("a", ("x",), 1e-6),) * 3}, "boost"),
     ({"ranges": (Range("a"),)}, "ranges[0]"),
     ({"ranges": (Range("a", 1, "2024-01-01"),)}, "ranges[0]"),
     ({"ranges": (Range("a", "yesterday"),)}, "ranges[0].min"),
@@ -141,6 +148,7 @@ BAD_ITEMS: list[tuple[dict[Any, Any], str]] = [
     ({"i": {"color": "\ud800"}}, "surrogate"),
     ({"i": {"a.b": 1}}, "dot"),
     ({"i": {"": 1}}, "name"),
+    ({"i": {" \n": 1}}, "blank"),
     ({"i": {str(k): 1 for k in range(1_001)}}, "1001 properties"),
     ({"i": {"color": ["x"] * 1_001}}, "1001 values"),
 ]

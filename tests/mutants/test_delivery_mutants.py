@@ -117,6 +117,14 @@ MUTANTS = [
         first=23,
     ),
     Mutant(
+        "the answer to a claim that was lost goes unseen",
+        DELIVERY,
+        "if header.claim > self._claim:",
+        "if False:",
+        ("crashes", "late claims", "late patches", "lost claims", "zombies"),
+        first=281,
+    ),
+    Mutant(
         "the epoch is not checked",
         DELIVERY,
         "if (header.epoch, header.sources, header.partition, header.partitions) != self._expected:",

@@ -1,0 +1,51 @@
+"""`cco serve`: recommendations and events over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agents.cli.common import UsageProblem
+
+
+def serve(
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Everything in this process: index in memory, state on disk.")
+    ] = False,
+    state: Annotated[
+        Path | None, typer.Option("--state", "-s", metavar="DIR", help="Where the state is kept [cco-embedded].")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file: model and [serve].")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1]; others need keys.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [8000]; 0 is any free one.")] = None,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="Threads that count rows.")] = 1,
+    log_format: Annotated[str, typer.Option(help="auto, json or text.")] = "auto",
+) -> None:
+    """Answer questions and take events over HTTP until SIGTERM.
+
+    Beside workers: from their indices in Elasticsearch, and into Kafka ([kafka] and [elasticsearch] of the file).
+    An event is acknowledged once it is in Kafka's log, or on the disk and applied: a kill -9 after that loses nothing.
+    """
+    from typing import get_args
+
+    from agents.cli.inputs import load_config
+    from agents.log import LogFormat, set_up
+    from agents.serve import ServeProblem, serve_embedded  # first: of what is not installed it names the right extra
+    from agents.serve_settings import load_serve_settings
+
+    if log_format not in get_args(LogFormat):
+        raise UsageProblem(f"--log-format {log_format}: is not one of {', '.join(get_args(LogFormat))}")
+    model, settings, keys = load_serve_settings(config, {"state": state, "host": host, "port": port})
+    set_up(log_format)  # type: ignore[arg-type]  # looked at just above
+    try:
+        if embedded:
+            serve_embedded(model or load_config(None, settings.state), settings, keys, threads=threads)
+        else:
+            from agents.serve_stack import serve_stack
+            from agents.settings import load_settings
+
+            serve_stack(*load_settings(config, {}), settings, keys)
+    except ServeProblem as error:
+        raise UsageProblem(str(error)) from None

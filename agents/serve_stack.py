@@ -1,0 +1,50 @@
+"""`cco serve` beside workers: recommendations from Elasticsearch, events into Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from agents.elastic import elastic_options
+from agents.kafka_events import KafkaEvents
+from agents.serve import DOORS, Server, listen, stopped_by_signals, url_of
+from agents.serve_settings import ServeSettings, check_reach
+from agents.settings import Settings
+from cco.config import Config
+from model_sync.elastic_client import async_client, names
+from model_sync.elastic_reader import AsyncElasticReader
+from model_sync.service.app import make_service
+from model_sync.service.auth import ApiKey
+from model_sync.service.elastic_store import ElasticStore
+
+
+def stack_service(config: Config, settings: Settings, keys: Sequence[ApiKey] = ()) -> FastAPI:
+    """The query service over Elasticsearch and Kafka. Raises ConfigError where Elasticsearch is not set up."""
+    options = elastic_options(settings)
+    client, events = async_client(options), KafkaEvents(config, settings)
+    store = ElasticStore(AsyncElasticReader(client, names(options), config))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await events.close()
+        await client.close()
+
+    return make_service(config, store, events, keys, doors=DOORS, lifespan=lifespan)
+
+
+def serve_stack(
+    config: Config,
+    settings: Settings,
+    serving: ServeSettings,
+    keys: Sequence[ApiKey],
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, whether Elasticsearch and Kafka are there or not. Raises ConfigError, ServeProblem."""
+    check_reach(serving.host, list(keys))
+    app = stack_service(config, settings, keys)
+    listener = listen(serving.host, serving.port)
+    with listener, stopped_by_signals():
+        Server(app, lambda: say(f"serving {settings.elasticsearch_urls} on {url_of(listener)}")).run(sockets=[listener])

@@ -1,0 +1,233 @@
+"""The indices in Elasticsearch: making them, checking that they are what we write and ask, looking at them.
+
+Everything goes through two aliases, PREFIXitems and PREFIXusers. Behind each is one index, PREFIXitems-000001 and so
+on: another one may be filled beside it and take its place at once. A template, of the alias's name, has the mapping
+ready for whoever makes the next one. All functions here are for one thread and wait: at most 10 s a request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from elasticsearch import BadRequestError, Elasticsearch, NotFoundError
+
+from cco.config import Config
+from model_sync.elastic_client import ElasticProblem, IndexNames, reason
+from model_sync.elastic_mapping import (
+    FORMAT,
+    KINDS,
+    Difference,
+    Kind,
+    Mapped,
+    demanded_settings,
+    differences,
+    mapping,
+    merged_meta,
+    settings,
+)
+
+_FIRST = "-000001"
+_VERSION = re.compile(r"-[0-9]{6}")
+_VERSIONS = "-0*"  # of a template: not "-*", which may also be the indices of somebody whose prefix begins like ours
+_TEMPLATE_PRIORITY = 500  # above those that come with Elasticsearch
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What `create` made or changed, a line for each, and what it refused to touch."""
+
+    made: list[str] = field(default_factory=list)
+    problems: list[Difference] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexDescription:
+    """One alias and the index behind it. `format` is None where the index is not one of ours."""
+
+    alias: str
+    index: str
+    documents: int
+    bytes: int
+    format: int | None
+    indicators: tuple[str, ...]
+    health: str
+
+
+def check(client: Elasticsearch, config: Config, names: IndexNames) -> list[Difference]:
+    """Every difference between how aliases, indices and templates must be and how they are; none: they fit.
+
+    Raises what the client raises: use `elastic_errors`.
+    """
+    found: list[Difference] = []
+    for kind in KINDS:
+        alias = getattr(names, kind)
+        wanted = mapping(kind, config)
+        index, problem = _target(client, alias)
+        if problem is not None:
+            found.append(problem)
+        if index is not None:
+            found += _index_differences(client, index, wanted)
+        found += _template_differences(client, alias, wanted)
+    return found
+
+
+def create(client: Elasticsearch, config: Config, names: IndexNames) -> Created:
+    """Make the aliases, indices and templates that are missing, and add fields of new indicators and properties.
+
+    May be repeated, also by several at a time. An index that does not fit otherwise is left alone and told.
+    Raises what the client raises: use `elastic_errors`.
+    """
+    done = Created()
+    for kind in KINDS:
+        _create(client, getattr(names, kind), mapping(kind, config), done)
+    return done
+
+
+def describe(client: Elasticsearch, names: IndexNames) -> list[IndexDescription]:
+    """The aliases that are there, with their indices. Raises what the client raises: use `elastic_errors`."""
+    found = []
+    for alias in names:
+        for index in _behind(client, alias):
+            meta = _mapping(client, index).get("_meta", {}).get("cco", {})
+            stats = client.indices.stats(index=index, metric=["docs", "store"])["indices"].get(index, {})
+            primaries, total = stats.get("primaries", {}), stats.get("total", {})
+            found.append(
+                IndexDescription(
+                    alias=alias,
+                    index=index,
+                    documents=primaries.get("docs", {}).get("count", 0),
+                    bytes=total.get("store", {}).get("size_in_bytes", 0),
+                    format=meta.get("format"),
+                    indicators=tuple(meta.get("indicators", ())),
+                    health=client.cluster.health(index=index)["status"],
+                )
+            )
+    return found
+
+
+def _create(client: Elasticsearch, alias: str, wanted: Mapped, done: Created) -> None:
+    index, problem = _target(client, alias)
+    if problem is not None and not problem.in_place:
+        done.problems.append(problem)
+        return
+    index = index or next(iter(_unaliased(client, alias)), None)
+    if index is not None:
+        kept = [each for each in _index_differences(client, index, wanted) if not each.in_place]
+        if kept:
+            done.problems.extend(kept)
+            return
+    if _template_differences(client, alias, wanted):
+        client.indices.put_index_template(name=alias, **_template(alias, wanted))
+        done.made.append(f"{alias}: template for {alias}{_VERSIONS}")
+    if index is None:
+        index = alias + _FIRST
+        try:
+            # With its alias at once, or a crash between the two would leave an index that nobody uses.
+            client.indices.create(index=index, mappings=wanted, settings=settings(), aliases={alias: {}})
+        except BadRequestError as error:
+            if reason(error)[0] != "resource_already_exists_exception":
+                raise
+        else:
+            done.made.append(f"{index}: index behind {alias}")
+        # Or somebody else has just made it, with the same or another configuration: look at it again.
+        if not _behind(client, alias):
+            raise ElasticProblem(f"{index} is being made by somebody else: run `cco index create` again")
+    elif problem is not None:
+        client.indices.put_alias(index=index, name=alias)
+        done.made.append(f"{alias}: alias of {index}")
+    _mend(client, index, wanted, done)
+
+
+def _mend(client: Elasticsearch, index: str, wanted: Mapped, done: Created) -> None:
+    """Add what may be added in place."""
+    found = _index_differences(client, index, wanted)
+    kept = [each for each in found if not each.in_place]
+    if kept or not found:
+        done.problems.extend(kept)
+        return
+    if any(each.path not in demanded_settings() for each in found):
+        meta = merged_meta(wanted, _mapping(client, index))
+        client.indices.put_mapping(index=index, properties=wanted["properties"], meta=meta)
+    if any(each.path in demanded_settings() for each in found):
+        client.indices.put_settings(index=index, settings=demanded_settings())
+    done.made.extend([f"{index}: {each.path}: {each.wanted}" for each in found])
+
+
+def _behind(client: Elasticsearch, alias: str) -> list[str]:
+    try:
+        return sorted(client.indices.get_alias(name=alias))
+    except NotFoundError:
+        return []
+
+
+def _target(client: Elasticsearch, alias: str) -> tuple[str | None, Difference | None]:
+    """The index behind an alias, and what is wrong with the alias."""
+    found = _behind(client, alias)
+    if len(found) == 1:
+        return found[0], None
+    wanted = "an alias of one index"
+    if found:
+        several = f"one of {len(found)}: {', '.join(found)}"
+        return None, Difference(alias, "", wanted, several, False, "remove it from all indices but one")
+    if client.indices.exists(index=alias):
+        # Whoever writes to an alias that is not there makes such an index, unless told not to.
+        return None, Difference(alias, "", wanted, "an index of that name", False, f"delete the index {alias}")
+    left = _unaliased(client, alias)
+    if len(left) > 1:
+        which = f"none, but {', '.join(left)}"
+        return None, Difference(alias, "", wanted, which, False, f"make {alias} an alias of the right one of these")
+    return None, Difference(alias, "", wanted, "nothing", True)
+
+
+def _unaliased(client: Elasticsearch, alias: str) -> list[str]:
+    """The indices that were made for an alias."""
+    there = client.indices.get_alias(index=f"{alias}{_VERSIONS}", allow_no_indices=True)
+    return sorted(index for index in there if _VERSION.fullmatch(index.removeprefix(alias)))
+
+
+def _mapping(client: Elasticsearch, index: str) -> Mapped:
+    answer: Mapping[str, Any] = client.indices.get_mapping(index=index).body
+    found: Mapped = answer[index]["mappings"]
+    return found
+
+
+def _index_differences(client: Elasticsearch, index: str, wanted: Mapped) -> list[Difference]:
+    has = client.indices.get_settings(index=index)[index]["settings"]["index"]
+    of_settings = [
+        Difference(index, name, f"at least {value}", str(has.get(name, "the default")), in_place=True)
+        for name, value in demanded_settings().items()
+        if int(has.get(name, 0)) < value
+    ]
+    return [*differences(index, wanted, _mapping(client, index)), *of_settings]
+
+
+def _template(alias: str, wanted: Mapped) -> dict[str, Any]:
+    return {
+        "index_patterns": [alias + _VERSIONS],
+        "priority": _TEMPLATE_PRIORITY,
+        "version": FORMAT,
+        "template": {"settings": {"index": settings()}, "mappings": wanted},
+    }
+
+
+def _template_differences(client: Elasticsearch, alias: str, wanted: Mapped) -> list[Difference]:
+    """Whatever differs, a template can be put anew: it decides about indices to come alone."""
+    where = f"template {alias}"
+    try:
+        answer = client.indices.get_index_template(name=alias)
+    except NotFoundError:
+        return [Difference(where, "", "the mapping of the next index", "nothing", in_place=True)]
+    found = answer["index_templates"][0]["index_template"]
+    has = found.get("template", {}).get("mappings", {})
+    if has.get("_meta") != wanted["_meta"] or differences(where, wanted, has):
+        return [Difference(where, "", "the mapping of the next index", "another one", in_place=True)]
+    return []
+
+
+def unfit(found: list[Difference], kind: Kind, names: IndexNames) -> list[Difference]:
+    """Those of `check`'s differences that keep the index of one kind from being used; a template's do not."""
+    alias = getattr(names, kind)
+    return [each for each in found if each.where == alias or _VERSION.fullmatch(each.where.removeprefix(alias))]

@@ -1,0 +1,294 @@
+"""Queries for Elasticsearch without the I/O: what is to be asked, and what the answers say.
+
+The first tier is a `bool` of one `term` per history item, whose sum is the dot product that the contract
+describes; shares of priors first need the best score and the largest value of each prior. The second tier is
+asked for only where the page reaches beyond the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cco.config import Config
+from cco.vocabulary import id_problem
+from model_sync.backfill import RANDOM, RANK
+from model_sync.contract import (
+    PRIORS,
+    Boost,
+    Contribution,
+    Hit,
+    Query,
+    Range,
+    Rule,
+    backfill_prior,
+    check_query,
+    contribution,
+    in_order,
+)
+from model_sync.elastic_documents import equality_token, presence_token, properties_of, range_tokens
+from model_sync.elastic_names import decoded, encoded
+from model_sync.metadata import Scalar, elements, is_name, moment
+
+Body = dict[str, Any]
+Plan = Generator[list[Body], list[Mapping[str, Any]], list[Hit]]
+
+MOST_NAMED = 50  # properties that are picked by the server; of more, all are fetched
+_ORDER = [{"_score": {"order": "desc"}}, {"id": {"order": "asc"}}]
+_NOTHING: Body = {"match_none": {}}
+_VALUE_OF = {RANK: "rank", RANDOM: "shuffle"}
+
+
+class SearchFailed(Exception):
+    """Elasticsearch answered, but not the question: one readable line with what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """A history item, or a prior that takes a share."""
+
+    indicator: str  # or "priors"
+    feature: str
+    boost: float  # a float32
+
+    @property
+    def field(self) -> str:
+        return PRIORS if self.indicator == PRIORS else f"rows.{encoded(self.indicator)}"
+
+    def scored(self) -> Body:
+        return {"term": {self.field: {"value": encoded(self.feature), "boost": self.boost}}}
+
+
+def plan(query: Query, config: Config) -> Plan:
+    """Answer a query: yields search bodies, is sent the server's answers to them, returns the hits.
+
+    Raises QueryError before it yields anything, and SearchFailed.
+    """
+    check_query(query, config)
+    asked = _Asked(query, config)
+    if asked.impossible:
+        return []
+    hits: list[Hit] = []
+    terms = asked.terms
+    matched = 0
+    if terms:
+        terms = terms + (yield from _shares(asked))
+        answer = _checked((yield [asked.first_tier(terms)]))[0]
+        hits = [asked.hit(found, terms) for found in _hits(answer)]
+        if len(hits) == query.num:
+            return hits
+        matched = query.offset + len(hits) if hits or not query.offset else int(answer["hits"]["total"]["value"])
+    if query.backfill is not None:
+        answer = _checked((yield [asked.second_tier(terms, max(0, query.offset - matched), query.num - len(hits))]))[0]
+        hits += [asked.hit(found, None) for found in _hits(answer)]
+    return hits
+
+
+def _shares(asked: _Asked) -> Generator[list[Body], list[Mapping[str, Any]], list[_Term]]:
+    """The priors that take a share of the best score, as terms."""
+    shares = {name: share for name, share in sorted(asked.query.priors.items()) if share > 0}
+    if not shares:
+        return []
+    answers = _checked((yield [asked.best(asked.terms), *([asked.best([_Term(PRIORS, n, 1.0)]) for n in shares])]))
+    best, *tops = (np.float32(max((hit["_score"] for hit in _hits(answer)), default=0.0)) for answer in answers)
+    found = []
+    for (name, share), top in zip(shares.items(), tops, strict=True):
+        boost = float(np.float32(share * float(best) / float(top))) if top > 0 else 0.0
+        if boost > 0 and math.isfinite(boost):
+            found.append(_Term(PRIORS, name, boost))
+    return found
+
+
+def _checked(answers: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The answers if they are whole. Raises SearchFailed."""
+    for answer in answers:
+        if "error" in answer:
+            reason = answer["error"]
+            causes = reason.get("root_cause") or [reason] if isinstance(reason, Mapping) else [{"reason": reason}]
+            hint = ": `cco index create` makes it" if causes[0].get("type") == "index_not_found_exception" else ""
+            raise SearchFailed(f"Elasticsearch refuses the search: {causes[0].get('reason')}{hint}")
+        shards = answer["_shards"]
+        if answer.get("timed_out") or shards["failed"]:
+            failed = f"{shards['failed']} of {shards['total']} shards failed"
+            why = "it took too long" if answer.get("timed_out") else failed
+            raise SearchFailed(f"Elasticsearch has only a part of the answer: {why}: look at its cluster's health")
+    return answers
+
+
+def _hits(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = answer["hits"]["hits"]
+    return found
+
+
+class _Asked:
+    """A checked query in the server's words."""
+
+    def __init__(self, query: Query, config: Config) -> None:
+        self.query = query
+        self._config = config
+        self.terms = _terms(query, config)
+        self._filter: list[Body] = [matching(rule) for rule in query.include]
+        self._must_not: list[Body] = [{"term": {"deleted": True}}, *(matching(rule) for rule in query.exclude)]
+        self._filter += [_within(span, config) for span in query.ranges]
+        self.impossible = query.candidates is not None and not self._restrict(query.candidates)
+        excluded = possible(query.exclude_items)
+        if excluded:
+            self._must_not.append({"terms": {"id": excluded}})
+        self._functions = [{"filter": matching(rule), "weight": _float32(rule.factor)} for rule in query.boost]
+        self._boosts = [
+            (rule.field, frozenset(equality_token(rule.field, value) for value in rule.values), _float32(rule.factor))
+            for rule in query.boost
+        ]
+
+    def _restrict(self, candidates: Collection[str]) -> list[str]:
+        only = possible(candidates)
+        self._filter.append({"terms": {"id": only}})
+        return only
+
+    def best(self, terms: list[_Term]) -> Body:
+        """The highest score of any eligible item."""
+        matched = self._bool(should=[term.scored() for term in terms], minimum_should_match=1)
+        return {"size": 1, "query": matched, "_source": False, "track_total_hits": False}
+
+    def first_tier(self, terms: list[_Term]) -> Body:
+        """The page, of the items that match a term."""
+        matched = self._bool(should=[term.scored() for term in terms], minimum_should_match=1)
+        # How many there are is of interest only to a page that begins behind the last of them.
+        return self._page(matched, self.query.offset, self.query.num, self.query.offset or False, terms)
+
+    def second_tier(self, terms: list[_Term], first: int, number: int) -> Body:
+        """Hits `first` to `first + number - 1` of those that match none of the terms."""
+        there = {"bool": {"should": [{"term": {"known": True}}, {"term": {f"filled.{PRIORS}": True}}]}}
+        name = backfill_prior(self.query, self._config)
+        rest = partial(self._bool, also=[there], never=[term.scored() for term in terms])
+        if name in _VALUE_OF:
+            value = {"field_value_factor": {"field": _VALUE_OF[name], "missing": 0}}
+            ranked = {"function_score": {"query": rest(), "functions": [value], "boost_mode": "replace"}}
+        elif name in self._config.prior_names:
+            ranked = rest(should=[_Term(PRIORS, name or "", 1.0).scored()], minimum_should_match=0)
+        else:
+            ranked = rest()
+        return self._page(ranked, first, number, False, [])
+
+    def _bool(self, also: Iterable[Body] = (), never: Iterable[Body] = (), **parts: object) -> Body:
+        return {"bool": {**parts, "filter": [*self._filter, *also], "must_not": [*self._must_not, *never]}}
+
+    def _page(self, ranked: Body, first: int, number: int, total: int | bool, terms: list[_Term]) -> Body:
+        if self._functions:
+            modes = {"score_mode": "multiply", "boost_mode": "multiply"}
+            ranked = {"function_score": {"query": ranked, "functions": self._functions, **modes}}
+        return {
+            "from": first,
+            "size": number,
+            "query": ranked,
+            "sort": _ORDER,
+            "track_total_hits": total,
+            "_source": self._source(terms),
+        }
+
+    def _source(self, terms: list[_Term]) -> list[str] | bool:
+        """The parts of documents that the hits are made of."""
+        wanted = sorted({term.field for term in terms}) if self.query.explain else []
+        names = self.query.fields
+        if names is not None:
+            names = tuple(name for name in (*names, *(field for field, _, _ in self._boosts)) if is_name(name))
+        if names is None or len(names) > MOST_NAMED or any(map(_is_pattern, names)):
+            wanted.append("properties")
+        else:
+            wanted += [f"properties.{name}" for name in sorted(set(names))]
+        return wanted or False
+
+    def hit(self, found: Mapping[str, Any], terms: list[_Term] | None) -> Hit:
+        """A hit of the first tier, or, without terms, of the second."""
+        source = found.get("_source") or {}
+        properties = properties_of(source)
+        factor = 1.0
+        for field, tokens, by in self._boosts:
+            if not tokens.isdisjoint(equality_token(field, value) for value in elements(properties.get(field))):
+                factor *= by
+        if self.query.fields is not None:
+            properties = {name: properties[name] for name in self.query.fields if name in properties}
+        value = _float32(found["sort"][0])
+        if terms is None:
+            return Hit(found["_id"], 0.0, properties, backfill=value, factor=factor)
+        why = in_order(_contributions(source, terms)) if self.query.explain else ()
+        return Hit(found["_id"], value, properties, factor=factor, contributions=why)
+
+
+def _terms(query: Query, config: Config) -> list[_Term]:
+    """The history as terms; what is left out can match nothing."""
+    found = []
+    for name, ids in query.history.items():
+        boost = config.indicators[name].weight * query.weights.get(name, 1.0)
+        single = query.history_weights.get(name, {})
+        if boost > 0:
+            asked = possible(dict.fromkeys(ids))
+            found += [_Term(name, item, _float32(boost * single.get(item, 1.0))) for item in asked]
+    return found
+
+
+def _contributions(source: Mapping[str, Any], terms: list[_Term]) -> list[Contribution]:
+    rows = {decoded(name): row_entries(row) for name, row in source.get("rows", {}).items()}
+    rows[PRIORS] = row_entries(source.get(PRIORS, []))
+    found = []
+    for term in terms:
+        weight = rows.get(term.indicator, {}).get(term.feature)
+        if weight is not None:
+            found.append(contribution(term.indicator, term.feature, np.float32(weight), np.float32(term.boost)))
+    return found
+
+
+def row_entries(row: list[Mapping[str, float]]) -> dict[str, float]:
+    """Feature -> weight of a field as it is in a document: [{name: weight}] or []."""
+    return {decoded(name): weight for part in row for name, weight in part.items()}
+
+
+def possible(ids: Iterable[str]) -> list[str]:
+    """Those that can be ids; the others are on no document, and some cannot even be sent."""
+    return [item for item in ids if id_problem(item) is None]
+
+
+def matching(rule: Rule | Boost) -> Body:
+    """The items that a rule is about."""
+    if not is_name(rule.field):
+        return _NOTHING
+    found = list(dict.fromkeys(_equal(rule.field, rule.values)))
+    if isinstance(rule, Rule) and rule.match == "all" and len(found) > 1:
+        return {"bool": {"filter": [{"term": {"tokens": token}} for token in found]}}
+    return {"terms": {"tokens": found}}
+
+
+def _is_pattern(name: str) -> bool:
+    """May the server take the name of a property for more than that, or not find it?"""
+    return "*" in name or "\\" in name or not name.isprintable()
+
+
+def _equal(field: str, values: Iterable[Scalar]) -> Iterable[str]:
+    return (equality_token(field, value) for value in values)
+
+
+def _within(span: Range, config: Config) -> Body:
+    if not is_name(span.field):
+        return {"match_all": {}} if span.missing else _NOTHING
+    dates = {config.items.available: "available", config.items.expires: "expires"}
+    low, high = range_tokens(span)
+    field = "tokens"
+    limits: dict[str, Any] = {"gte": low, "lte": high}
+    if span.field in dates and (isinstance(span.min, str) or isinstance(span.max, str)):
+        ends = {"gte": span.min, "lte": span.max}
+        limits = {end: moment(str(at)) for end, at in ends.items() if at is not None}
+        field = dates[span.field]
+    found: Body = {"range": {field: limits}}
+    if span.missing:
+        absent = {"bool": {"must_not": [{"term": {"tokens": presence_token(span.field)}}]}}
+        found = {"bool": {"should": [found, absent]}}
+    return found
+
+
+def _float32(value: float) -> float:
+    return float(np.float32(value))

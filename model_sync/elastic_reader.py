@@ -1,0 +1,59 @@
+"""Reading for the query service, asynchronously: recommendations, users' histories, properties."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from elasticsearch import AsyncElasticsearch
+
+from cco.config import Config
+from cco.vocabulary import id_problem
+from model_sync.contract import Hit, Query
+from model_sync.elastic_client import ElasticProblem, IndexNames, elastic_errors
+from model_sync.elastic_index import known_properties
+from model_sync.elastic_query import SearchFailed, plan
+from model_sync.elastic_users import UserHistory, user_history
+from model_sync.metadata import Properties
+
+
+class AsyncElasticReader:
+    """Searches the items and looks up users. Raises ElasticProblem where Elasticsearch cannot answer."""
+
+    def __init__(self, client: AsyncElasticsearch, names: IndexNames, config: Config) -> None:
+        self._client, self._names, self._config = client, names, config
+
+    async def search(self, query: Query) -> list[Hit]:
+        """The best hits, best first. Raises QueryError too."""
+        steps = plan(query, self._config)
+        answers: Any = None
+        with elastic_errors():
+            while True:
+                try:
+                    bodies = steps.send(answers)
+                except StopIteration as done:
+                    return cast(list[Hit], done.value)
+                except SearchFailed as error:
+                    raise ElasticProblem(str(error)) from None
+                searches = [part for body in bodies for part in ({}, body)]
+                answers = (await self._client.msearch(index=self._names.items, searches=searches))["responses"]
+
+    async def history(self, user: str) -> UserHistory:
+        """What is retained of a user as of the last write, visible to searches or not."""
+        if id_problem(user) is not None:
+            return UserHistory()
+        with elastic_errors():
+            answer = await self._client.mget(index=self._names.users, ids=[user])
+        [found] = answer["docs"]
+        if "error" in found:
+            raise ElasticProblem(f"the history of a user cannot be read: {found['error'].get('reason')}")
+        return user_history(found["_source"] if found["found"] else None)
+
+    async def properties(self, item: str) -> Properties | None:
+        """Metadata of an item as of the last write; None where it has none or is deleted."""
+        if id_problem(item) is not None:
+            return None
+        with elastic_errors():
+            answer = await self._client.mget(
+                index=self._names.items, ids=[item], source_includes=["known", "properties"]
+            )
+        return known_properties(answer["docs"][0])

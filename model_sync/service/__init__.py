@@ -1,0 +1,1 @@
+"""The query service: recommendations and events over HTTP."""

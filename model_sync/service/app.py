@@ -1,0 +1,222 @@
+"""The query service: recommendations and events over HTTP, for any store and sink.
+
+POST /recommendations  scope read
+POST /events           scope write: one record, or a list of them
+GET  /metrics          scope read: for Prometheus
+GET  /health           200 while the process works, else 503: restart it
+GET  /ready            200 while it can answer, else 503: wait
+GET  /openapi.json     all of this, with examples
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from cco.config import Config
+from model_sync.contract import QueryError
+from model_sync.service import openapi
+from model_sync.service.auth import ApiKey, Keys, Scope
+from model_sync.service.limits import BODY_KEY, Gate, Limits
+from model_sync.service.metrics import ServiceMetrics
+from model_sync.service.models import (
+    MAX_RECORDS,
+    QUESTION_NAMES,
+    Accepted,
+    Rejected,
+    Verdict,
+    decode_any,
+    decode_question,
+    encode,
+)
+from model_sync.service.problems import Part, Problem, invalid, of_decoding, of_query
+from model_sync.service.service import Service, utc_now
+from model_sync.service.store import EventSink, Store, StoreProblem
+
+JSON = "application/json"
+GUARDED: Mapping[str, Scope] = {"/recommendations": "read", "/events": "write", "/metrics": "read"}
+UNLIMITED = frozenset(("/health", "/ready", "/metrics"))
+RETRY_AFTER = 2  # seconds, while the store is away
+TELL_EVERY = 10.0  # seconds between two lines in the log about that
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+Door = Callable[[Service], APIRouter]
+
+_log = logging.getLogger("cco.service")
+
+
+def make_service(
+    config: Config,
+    store: Store,
+    events: EventSink | None,
+    keys: Sequence[ApiKey] = (),
+    *,
+    limits: Limits | None = None,
+    registry: CollectorRegistry | None = None,
+    health: Callable[[], Sequence[str]] = tuple,
+    now: Callable[[], str] = utc_now,
+    doors: Sequence[Door] = (),
+    lifespan: Lifespan | None = None,
+) -> FastAPI:
+    """The service as an ASGI application; `app.state.service` is what it does.
+
+    Without `keys` everybody may do everything: whoever listens with it sees to it that only this machine can
+    reach it. `health` tells what has failed and will not mend itself. `doors` make further routes over the same
+    service; they check keys themselves. Raises KeyProblem.
+    """
+    metrics = ServiceMetrics(registry or CollectorRegistry())
+    service = Service(config, store, events, Keys(keys), metrics, now)
+    app = FastAPI(
+        title="streaming-cco", version="1", docs_url=None, redoc_url=None, lifespan=lifespan,
+        description="Recommendations from live histories. Errors are problem details (RFC 9457) that name the field.",
+    )  # fmt: skip
+    app.state.service = service
+    app.include_router(_routes(service, health))
+    for door in doors:
+        app.include_router(door(service))
+    _answer_errors(app)
+    openapi.describe(app, config, bool(keys))
+    app.add_middleware(
+        Gate, limits=limits or Limits(), keys=service.keys, guarded=GUARDED, unlimited=UNLIMITED, metrics=metrics
+    )
+    return app
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """A value as JSON."""
+    return Response(encode(value), status, media_type=JSON)
+
+
+def body_of(request: Request) -> bytes:
+    """The body, which the gate has read. Raises Problem unless it says that it is JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != JSON:
+        # also for safety: a page in a browser may send anything else to any address without being asked
+        raise Problem(415, "media-type", f"the body must be JSON: send it with Content-Type: {JSON}")
+    body: bytes = request.scope[BODY_KEY]
+    return body
+
+
+def _routes(service: Service, health: Callable[[], Sequence[str]]) -> APIRouter:
+    router = APIRouter()
+
+    async def recommendations(request: Request) -> Response:
+        """The best items for a user, an item, a basket, a history, or for anybody."""
+        body = body_of(request)
+        try:
+            question = decode_question(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise of_decoding(error, QUESTION_NAMES) from None
+        return json_response(await service.recommend(question))
+
+    async def events(request: Request) -> Response:
+        """Take interactions, deletions and changes of items. 207 says that some records were rejected, 422 all."""
+        records = records_of(body_of(request))
+        verdicts = await service.accept(records)
+        rejected = [Rejected(k, problem) for k, problem in enumerate(verdicts) if problem is not None]
+        if rejected and len(rejected) == len(verdicts):
+            detail = "no record was accepted" if len(verdicts) > 1 else rejected[0].problem
+            raise Problem(422, "rejected", detail, [Part(f"[{one.index}]", one.problem) for one in rejected])
+        return json_response(Accepted(len(verdicts) - len(rejected), rejected), 207 if rejected else 200)
+
+    async def healthy() -> Response:
+        """Whether the process works."""
+        problems = list(health())
+        return json_response(Verdict(not problems, problems), 503 if problems else 200)
+
+    async def ready() -> Response:
+        """Whether questions can be answered."""
+        problems = list(health())
+        try:
+            problem = await service.store.problem()
+        except StoreProblem as error:
+            problem = str(error)
+        if problem is not None:
+            problems.append(problem)
+        return json_response(Verdict(not problems, problems), 503 if problems else 200)
+
+    async def metrics(request: Request) -> Response:
+        """For Prometheus."""
+        body, kind = service.metrics.exposition(request.headers.get("accept", ""))
+        return Response(body, headers={"Content-Type": kind})
+
+    paths: tuple[tuple[str, str, Callable[..., Awaitable[Response]]], ...] = (
+        ("POST", "/recommendations", recommendations),
+        ("POST", "/events", events),
+        ("GET", "/health", healthy),
+        ("GET", "/ready", ready),
+        ("GET", "/metrics", metrics),
+    )
+    for method, path, answer in paths:
+        router.add_api_route(
+            path, answer, methods=[method], response_model=None, response_class=Response, **openapi.DOCUMENTED[path]
+        )
+    return router
+
+
+def records_of(body: bytes, most: int = MAX_RECORDS) -> list[Mapping[str, Any]]:
+    """The records in a body: one object, or a list of them. Raises Problem."""
+    try:
+        found = decode_any(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise of_decoding(error) from None
+    records: list[Any] = found if isinstance(found, list) else [found]
+    if not 1 <= len(records) <= most:
+        raise invalid("body", f"{len(records)} records; 1 to {most} are possible")
+    for k, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise invalid(f"[{k}]" if isinstance(found, list) else "body", "a record is a JSON object")
+    return records
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Everything that goes wrong becomes problem details."""
+
+    async def problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        return error.response()
+
+    async def query(request: Request, error: Exception) -> Response:
+        assert isinstance(error, QueryError)
+        return of_query(error).response()
+
+    told_at = -math.inf
+
+    async def store(request: Request, error: Exception) -> Response:
+        nonlocal told_at
+        now = time.monotonic()
+        if now - told_at > TELL_EVERY:  # it is the same with every request
+            told_at = now
+            _log.warning("the store cannot answer: %s", error)
+        return Problem(503, "store", str(error), headers={"Retry-After": str(RETRY_AFTER)}).response()
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        return Problem(error.status_code, "http", detail, headers=error.headers).response()
+
+    async def validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        parts = [Part(".".join(map(str, one["loc"][1:])) or "body", str(one["msg"])) for one in error.errors()]
+        return Problem(422, "invalid", "; ".join(f"{part.path}: {part.problem}" for part in parts), parts).response()
+
+    async def defect(request: Request, error: Exception) -> Response:
+        return Problem(500, "internal", f"an internal error, please report it: {type(error).__name__}").response()
+
+    app.add_exception_handler(Problem, problem)
+    app.add_exception_handler(QueryError, query)
+    app.add_exception_handler(StoreProblem, store)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(Exception, defect)

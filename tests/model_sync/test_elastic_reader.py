@@ -1,0 +1,75 @@
+"""What the query service reads with: the answers of the index, users as of their last write, clear failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from cco.vocabulary import Vocabulary
+from model_sync.contract import Query, QueryError
+from model_sync.elastic_admin import create
+from model_sync.elastic_client import ElasticOptions, ElasticProblem, async_client, names, sync_client
+from model_sync.elastic_index import ElasticIndex
+from model_sync.elastic_reader import AsyncElasticReader
+from model_sync.elastic_users import UserHistory, user_document
+from tests.model_sync.reference import patches
+from tests.model_sync.samples import CONFIG
+from tests.servers.elasticsearch import ElasticsearchServer, fetch_elasticsearch
+
+T = TypeVar("T")
+
+
+def read(options: ElasticOptions, what: Callable[[AsyncElasticReader], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with async_client(options) as client:
+            return await what(AsyncElasticReader(client, names(options), CONFIG))
+
+    return asyncio.run(run())
+
+
+def test_reads_what_was_written(elasticsearch: ElasticsearchServer, index_prefix: str) -> None:
+    options, items = ElasticOptions((elasticsearch.url,), prefix=index_prefix), Vocabulary()
+    users = ["u1", "..", "a/b", "\U0001f600", "x" * 512]
+    with sync_client(options) as client:
+        create(client, CONFIG, names(options))
+        index = ElasticIndex(client, names(options).items, CONFIG, items)
+        index.apply(patches(CONFIG, items, {"i": {"buy": {"x": 2.0}}, "j": {"priors": {"popular": 1.0}}}))
+        index.put_items({"i": {"color": "red"}})
+        index.flush()
+        for user in users:
+            body = user_document({"buy": (["x", "a.b"], 2), "view": ([], 0)}, 1_700_000_000, True, 0, 41)
+            lines: Any = [b'{"index":{"_id":"%b"}}' % user.encode(), body]
+            client.bulk(index=names(options).users, operations=lines)
+        query = Query(history={"buy": ["x"]}, priors={"popular": 0.5}, explain=True)
+        expected = index.search(query)
+        assert [hit.item for hit in expected] == ["i", "j"]
+        assert read(options, lambda reader: reader.search(query)) == expected
+        for user in users:  # nothing was refreshed
+            assert read(options, lambda reader, of=user: reader.history(of)) == UserHistory({"buy": ["x", "a.b"]}, 41)  # type: ignore[misc]
+        assert read(options, lambda reader: reader.history("nobody")) == UserHistory()
+        assert read(options, lambda reader: reader.history("\ud800")) == UserHistory()
+        index.put_items({"k": {"size": [1, 2]}})
+        assert read(options, lambda reader: reader.properties("k")) == {"size": [1, 2]}
+        assert read(options, lambda reader: reader.properties("j")) is None
+        with pytest.raises(QueryError, match="num"):
+            read(options, lambda reader: reader.search(Query(num=0)))
+
+
+def test_failures_are_told_in_a_line(elasticsearch: ElasticsearchServer, index_prefix: str, tmp_path: Path) -> None:
+    options = ElasticOptions((elasticsearch.url,), prefix=index_prefix)
+    for ask in (
+        lambda reader: reader.search(Query()),
+        lambda reader: reader.history("u"),
+        lambda reader: reader.properties("i"),
+    ):
+        with pytest.raises(ElasticProblem, match="no such index"):
+            read(options, ask)
+    with ElasticsearchServer(tmp_path, fetch_elasticsearch()) as server:
+        away = ElasticOptions((server.url,))
+        server.kill()
+        with pytest.raises(ElasticProblem, match="cannot be reached"):
+            read(away, lambda reader: reader.search(Query()))

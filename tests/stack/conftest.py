@@ -1,0 +1,33 @@
+"""Fixtures of the tests on real servers of both kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kafka.events import CONFIG
+from tests.servers.elasticsearch import ElasticsearchServer
+from tests.servers.kafka import KafkaServer
+from tests.stack.stack import Stack
+
+MakeStack = Callable[..., Stack]
+
+
+@pytest.fixture
+def make_stack(
+    kafka: KafkaServer, elasticsearch: ElasticsearchServer, index_prefix: str, tmp_path: Path
+) -> Iterator[MakeStack]:
+    """Stacks on the shared servers; their workers are killed at the end."""
+    made: list[Stack] = []
+
+    def make(toml: str = CONFIG, url: str = "", **options: object) -> Stack:
+        name = f"{index_prefix}{len(made)}-"
+        at = url or elasticsearch.url
+        made.append(Stack(kafka.bootstrap, tmp_path / name, name, toml, elasticsearch=at, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for stack in made:
+        stack.close()

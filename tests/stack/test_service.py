@@ -1,0 +1,81 @@
+"""The whole path: an event by HTTP, through Kafka and a worker, back as another recommendation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from cco.event_data import ItemChange
+from tests.kafka.events import generated
+from tests.kafka.world import ROOT, wait_for
+from tests.stack.conftest import MakeStack
+from tests.stack.stack import Stack
+
+
+@contextmanager
+def service(stack: Stack) -> Iterator[str]:
+    """A `cco serve` in a process of its own; its URL."""
+    log = stack.folder / "serve.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agents", "serve", "--config", str(stack.config_file), "--port", "0"],
+            stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+    try:
+        yield wait_for(lambda: _url(log, process), "the service")
+    finally:
+        process.terminate()
+        assert process.wait(15) == 0
+
+
+def _url(log: Path, process: subprocess.Popen[bytes]) -> str | None:
+    assert process.poll() is None, log.read_text()
+    return next((line.split()[-1] for line in log.read_text().splitlines() if line.startswith("serving ")), None)
+
+
+def names(answer: dict[str, Any]) -> list[str]:
+    return [hit["item"] for hit in answer["items"]]
+
+
+def test_events_change_recommendations_and_items_follow_their_metadata(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    stack.worker("alone")
+    stack.produce(generated(stack, 4_000, seed=1))
+    stack.settle()
+    with service(stack) as url, httpx.Client(base_url=url, timeout=10) as http:
+        wait_for(lambda: http.get("/ready").status_code == 200, "the service to be ready")
+        popular = names(stack.ask(url, {}))
+        assert len(popular) == 10 and names(stack.ask(url, {"user": "nobody yet"})) == popular
+
+        bought = [{"user_id": "nobody yet", "item_id": item, "event_type": "purchase"} for item in popular[:2]]
+        told = http.post("/events", json=bought)
+        assert told.status_code in (200, 201, 202), told.text
+        own = wait_for(
+            lambda: (found := stack.ask(url, {"user": "nobody yet", "explain": True}))["history"] == 2 and found,
+            "my events",
+        )
+        assert own["items"][0]["score"] > 0
+        assert {c["item"] for hit in own["items"] for c in hit.get("contributions", ())} <= set(popular[:2])
+        assert not set(popular[:2]) & set(names(own))  # what was bought is not recommended again
+        same = stack.ask(url, {"history": {"purchase": popular[:2]}})
+        assert [(h["item"], h["score"]) for h in same["items"]] == [(h["item"], h["score"]) for h in own["items"]]
+
+        best, second = names(own)[:2]
+        stack.change_items([ItemChange(best, "delete"), ItemChange(second, "set", {"category": "tea", "price": 3})])
+        wait_for(lambda: best not in names(stack.ask(url, {"user": "nobody yet", "num": 100})), "the item to go")
+        only = {"user": "nobody yet", "include": [{"field": "category", "values": ["tea"]}]}
+        wait_for(lambda: names(stack.ask(url, only)) == [second], "the category")
+        http.post("/events", json={"event": "$set", "entityType": "item", "entityId": second,
+                                   "properties": {"recommendable": False}}).raise_for_status()  # fmt: skip
+        wait_for(lambda: names(stack.ask(url, only)) == [], "the item to be hidden")
+
+        http.post("/events", json={"user_id": "nobody yet", "event_type": "$delete"}).raise_for_status()
+        wait_for(lambda: stack.ask(url, {"user": "nobody yet"})["history"] == 0, "my history to be forgotten")
+    stack.check_all()

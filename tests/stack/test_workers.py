@@ -1,0 +1,86 @@
+"""Workers on a real broker and a real node: whatever happens, every document ends as the log says."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+from tests.kafka.events import generated
+from tests.kafka.world import wait_for
+from tests.servers.elasticsearch import ElasticsearchServer, fetch_elasticsearch
+from tests.stack.conftest import MakeStack
+from tests.stack.stack import changes_of
+
+ITEMS = [f"item-{k}" for k in range(90)]  # some without events, most with
+
+
+def test_every_document_is_as_the_log_says(make_stack: MakeStack) -> None:
+    stack = make_stack(item_partitions=2)
+    worker = stack.worker("alone")
+    stack.produce(generated(stack, 4_000, seed=1))
+    stack.change_items(changes_of(ITEMS, 1))
+    stack.check_all()
+    stack.change_items(changes_of(ITEMS[10:40], 2))
+    stack.check_all()
+    wait_for(lambda: worker.get("/readyz")[0] == 200, "the worker to be ready")
+    assert worker.metric("cco_elasticsearch_documents_total", outcome="refused") == 0
+    assert worker.metric("cco_item_changes_total") > 100
+    assert worker.stop() == 0
+
+
+def test_kills_of_two_workers(make_stack: MakeStack) -> None:
+    stack, moments = make_stack(item_partitions=2, share=True, session_timeout="3s"), random.Random(16)
+    workers = [stack.worker("a"), stack.worker("b")]
+    with stack.producing(generated(stack, 8_000, seed=3), rate=400) as producing:
+        kills = 0
+        while producing.is_alive() or kills < 4:
+            time.sleep(moments.uniform(0.5, 7.0))
+            stack.change_items(changes_of(ITEMS, kills))
+            worker = moments.choice(workers)
+            worker.kill()
+            kills += 1
+            time.sleep(moments.choice([0.0, 0.0, 5.0]))  # sometimes the other takes over
+            worker.start()
+    stack.check_all()
+
+
+def test_a_zombie_leaves_nothing_behind(make_stack: MakeStack) -> None:
+    stack = make_stack(share=True, session_timeout="3s")
+    zombie = stack.worker("zombie")
+    wait_for(lambda: zombie.get("/readyz")[0] == 200, "the first worker")
+    with stack.producing(generated(stack, 6_000, seed=7), rate=500):
+        time.sleep(3.0)
+        zombie.signal(signal.SIGSTOP)  # with requests to Elasticsearch on their way, and documents in its queue
+        stack.worker("heir")
+        wait_for(lambda: len((stack.workers["heir"].status() or {}).get("interactions", {})) == 4, "the heir")
+        time.sleep(2.0)
+        zombie.signal(signal.SIGCONT)
+    stack.check_all()
+
+
+def test_the_node_dies_and_the_index_is_deleted_while_events_flow(make_stack: MakeStack, tmp_path: Path) -> None:
+    with ElasticsearchServer(tmp_path / "node", fetch_elasticsearch(), heap="512m") as node:
+        stack = make_stack(url=node.url)
+        worker = stack.worker("alone")
+        with stack.producing(generated(stack, 12_000, seed=8), rate=600):
+            stack.change_items(changes_of(ITEMS, 1))
+            wait_for(lambda: worker.metric("cco_patches_sent_total") > 100, "the first patches")
+            node.kill()
+            wait_for(lambda: "Elasticsearch" in worker.get("/readyz")[1], "the worker to say so")
+            stack.change_items(changes_of(ITEMS, 2))
+            node.start()
+            sent = worker.metric("cco_patches_sent_total")
+            wait_for(lambda: worker.metric("cco_patches_sent_total") > sent, "patches to go on")
+            stack.delete_index()
+            wait_for(lambda: worker.get("/readyz")[0] != 200, "the worker to miss the index")
+            stack.create_index()
+        stack.check_all()
+        with stack.client() as client:  # as when the disk is full
+            client.indices.put_settings(index=stack.names.items, settings={"index.blocks.read_only_allow_delete": True})
+            stack.produce(generated(stack, 500, seed=9))
+            wait_for(lambda: "disk" in worker.get("/readyz")[1], "the worker to say so")
+            client.indices.put_settings(index=stack.names.items, settings={"index.blocks.read_only_allow_delete": None})
+        stack.check_all()
+        assert worker.stop() == 0
