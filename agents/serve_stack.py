@@ -42,7 +42,7 @@ def serve_stack(
     keys: Sequence[ApiKey],
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C, whether Elasticsearch and Kafka are there or not. Raises ConfigError, ServeProblem."""
+    """Serve until SIGTERM or Ctrl-C, also while Elasticsearch or Kafka is away. Raises ConfigError, ServeProblem."""
     check_reach(serving.host, list(keys))
     app = stack_service(config, settings, keys)
     listener = listen(serving.host, serving.port)
