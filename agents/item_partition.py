@@ -5,6 +5,7 @@ Everything here runs on the worker's compute thread, one call at a time.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -163,8 +164,8 @@ class ItemPartition:
             self.stage.make_all_due(now)
         patches = self.stage.publish(now, PUBLISH_ITEMS)
         done: list[float] = []
-        exact = now if not self.stage.due() else now - self.stage.staleness(now)  # all rows are, as of this time
-        while self.waiting and self.waiting[0][0] <= exact:
+        exact = self.stage.stale_since() if self.stage.due() else math.inf  # before this, all rows are
+        while self.waiting and self.waiting[0][0] < exact:
             done.append(self.waiting.popleft()[1])
         self._look(now, at_once=not self.stage.due())
         return patches, done

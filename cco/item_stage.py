@@ -180,9 +180,12 @@ class ItemStage:
 
     def staleness(self, now: float) -> float:
         """Seconds since the row that is longest out of date was exact; 0 if none is out of date."""
-        stale = self._counted_at[self._counted_version < self._version]
-        oldest = float(stale.min(initial=np.inf))
+        oldest = self.stale_since()
         return max(0.0, now - oldest) if np.isfinite(oldest) else 0.0
+
+    def stale_since(self) -> float:
+        """The clock time until which every row is exact: of what made the first of them stale; inf if none is."""
+        return float(self._counted_at[self._counted_version < self._version].min(initial=np.inf))
 
     def _spread(self) -> None:
         spread_touches(self._state, self._items.partitions(self._item_partitions), self._partition)

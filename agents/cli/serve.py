@@ -10,6 +10,15 @@ import typer
 from agents.cli.common import UsageProblem
 
 
+def _check_log_format(given: str) -> None:
+    from typing import get_args
+
+    from agents.log import LogFormat
+
+    if given not in get_args(LogFormat):
+        raise UsageProblem(f"--log-format {given}: is not one of {', '.join(get_args(LogFormat))}")
+
+
 def serve(
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Everything in this process: index in memory, state on disk.")
@@ -28,24 +37,22 @@ def serve(
     Beside workers: from their indices in Elasticsearch, and into Kafka ([kafka] and [elasticsearch] of the file).
     An event is acknowledged once it is in Kafka's log, or on the disk and applied: a kill -9 after that loses nothing.
     """
-    from typing import get_args
+    import agents.serve as serving  # before all others: of what is not installed it names the right extra
 
+    _check_log_format(log_format)
     from agents.cli.inputs import load_config
-    from agents.log import LogFormat, set_up
-    from agents.serve import ServeProblem, serve_embedded  # first: of what is not installed it names the right extra
+    from agents.log import set_up
     from agents.serve_settings import load_serve_settings
 
-    if log_format not in get_args(LogFormat):
-        raise UsageProblem(f"--log-format {log_format}: is not one of {', '.join(get_args(LogFormat))}")
     model, settings, keys = load_serve_settings(config, {"state": state, "host": host, "port": port})
-    set_up(log_format)  # type: ignore[arg-type]  # looked at just above
+    set_up(log_format)  # type: ignore[arg-type]  # looked at above
     try:
         if embedded:
-            serve_embedded(model or load_config(None, settings.state), settings, keys, threads=threads)
+            serving.serve_embedded(model or load_config(None, settings.state), settings, keys, threads=threads)
         else:
             from agents.serve_stack import serve_stack
             from agents.settings import load_settings
 
             serve_stack(*load_settings(config, {}), settings, keys)
-    except ServeProblem as error:
+    except serving.ServeProblem as error:
         raise UsageProblem(str(error)) from None

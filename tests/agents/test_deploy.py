@@ -32,7 +32,7 @@ def test_what_is_commented_out_in_the_example_loads_too(tmp_path: Path) -> None:
     loaded = load_all(everything, {}, SECRET)
     assert loaded.settings.security_protocol == "SASL_SSL"
     assert loaded.settings.share == "s3://bucket/cco"
-    assert loaded.origins.keys() == Settings.model_fields.keys() - {"ssl_password", "elasticsearch_api_key"}  # the others
+    assert loaded.origins.keys() == Settings.model_fields.keys() - {"ssl_password", "elasticsearch_api_key"}
     shown = load_all(DEPLOY / "cco.toml", {}, {})
     assert loaded.config == shown.config  # of the model, what is commented out are the defaults
 

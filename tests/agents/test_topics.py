@@ -156,7 +156,10 @@ def test_the_command(kafka: KafkaServer, topic_prefix: str, capsys: pytest.Captu
     assert described["topics"][0]["partitions"] == [{"partition": 0, "leader": 1, "replicas": 1, "begin": 0, "end": 0}]
     code, text = run("describe")
     assert code == 0
-    assert f"{topic_prefix}edits: cleanup.policy=delete, message.timestamp.type=LogAppendTime, retention.ms=3600000" in text
+    assert (
+        f"{topic_prefix}edits: cleanup.policy=delete, message.timestamp.type=LogAppendTime, retention.ms=3600000"
+        in text
+    )
     asyncio.run(make(Settings(brokers=kafka.bootstrap, topic_prefix=topic_prefix + "b-"), "control", 2))
     flags[-1] += "b-"
     code, created = run("create", "--json")
