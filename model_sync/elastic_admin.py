@@ -30,6 +30,7 @@ from model_sync.elastic_mapping import (
 )
 
 _FIRST = "-000001"
+_EXCLUDES_VECTORS = (9, 2)  # by default, see elasticsearch pull request 131907
 _VERSION = re.compile(r"-[0-9]{6}")
 _VERSIONS = "-0*"  # of a template: not "-*", which may also be the indices of somebody whose prefix begins like ours
 _TEMPLATE_PRIORITY = 500  # above those that come with Elasticsearch
@@ -126,7 +127,8 @@ def _create(client: Elasticsearch, alias: str, wanted: Mapped, done: Created) ->
         index = alias + _FIRST
         try:
             # With its alias at once, or a crash between the two would leave an index that nobody uses.
-            client.indices.create(index=index, mappings=wanted, settings=settings(), aliases={alias: {}})
+            given = {**settings(), **for_server(client)}
+            client.indices.create(index=index, mappings=wanted, settings=given, aliases={alias: {}})
         except BadRequestError as error:
             if reason(error)[0] != "resource_already_exists_exception":
                 raise
@@ -139,6 +141,16 @@ def _create(client: Elasticsearch, alias: str, wanted: Mapped, done: Created) ->
         client.indices.put_alias(index=index, name=alias)
         done.made.append(f"{alias}: alias of {index}")
     _mend(client, index, wanted, done)
+
+
+def for_server(client: Elasticsearch) -> Mapped:
+    """Settings of a new index that only newer servers know.
+
+    From 9.2 on they would leave vectors out of `_source` otherwise, where rows are read back from.
+    """
+    nodes = client.nodes.info(filter_path="nodes.*.version").body["nodes"]  # `info()` is not in every server
+    oldest = min(tuple(int(part) for part in node["version"].split(".")[:2]) for node in nodes.values())
+    return {"mapping.exclude_source_vectors": False} if oldest >= _EXCLUDES_VECTORS else {}
 
 
 def _mend(client: Elasticsearch, index: str, wanted: Mapped, done: Created) -> None:
