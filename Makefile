@@ -1,6 +1,6 @@
-# `make demo` needs nothing but Python 3.11 or newer with its venv module; what runs a Kafka or an
-# Elasticsearch (`make demo-kafka`, `make test`, `make soak`, `make kafka`, `make elasticsearch`) also Java and Maven,
-# which it installs on Debian and Ubuntu.
+# `make demo` needs nothing but Python 3.11 or newer with its venv module; what runs a Kafka or an Elasticsearch (`make
+# demo-kafka`, `make demo-stack`, `make test`, `make soak`, `make bench`, `make kafka`, `make elasticsearch`) also Java
+# and Maven, which it installs on Debian and Ubuntu.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,12 +13,13 @@ SOAK ?= --kills 100
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo )
 APT_GET := $(AS_ROOT)env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
-.PHONY: help demo demo-kafka test lint types check soak bench servers kafka elasticsearch format clean
+.PHONY: help demo demo-kafka demo-stack test lint types check soak bench servers kafka elasticsearch format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        install into $(VENV) and watch a year of purchases stream through the engine"
 	@echo "make demo-kafka  the same through a real Kafka and two workers, with a kill -9 in the middle"
+	@echo "make demo-stack  purchases through Kafka into Elasticsearch, and recommendations by HTTP, all of it real"
 	@echo "make test        everything that CI runs: style, types, import contract, tests"
 	@echo "make soak        workers killed 100 times; SOAK='--steady 30': half an hour at half of the highest rate"
 	@echo "make bench       the numbers in README.md"
@@ -58,6 +59,9 @@ demo: $(VENV)/.compiled
 
 demo-kafka: $(VENV)/.compiled-worker servers
 	@$(BIN)/python -m tests.kafka.demo
+
+demo-stack: $(VENV)/.compiled-worker $(VENV)/.installed-elasticsearch servers
+	@$(BIN)/python -m tests.stack.demo
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

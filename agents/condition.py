@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from agents.metrics import Mode
+from agents.modes import REBUILD, Mode, Reason, fill_reason, lag_reason, mode_of, staleness_reason
+from agents.topics import EDITS, INTERACTIONS
 
 if TYPE_CHECKING:
     from agents.worker import Worker
-
-MOST_LAG_SECONDS = 5.0  # that a partition may lag behind its log and still count as following it
 
 
 class WorkerCondition:
@@ -19,48 +19,101 @@ class WorkerCondition:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._caught_up: dict[tuple[str, int], float] = {}  # clock time at which it last had no lag
+        self._moved: dict[tuple[str, int], tuple[int, float]] = {}  # its position, and since when it is there
+        self._unfilled: dict[int, float] = {}  # item partition: clock time since which it waits to be filled
+        self._as_of: dict[int, float] = {}  # item partition: epoch seconds up to which everything is published
 
     def health(self) -> list[str]:
         """What has failed and will not mend itself."""
-        worker = self._worker
-        problems = [] if worker.failure is None else [f"the worker stops: {worker.failure}"]
-        return problems
+        return [reason.text for reason in self._health()]
 
     def readiness(self) -> list[str]:
         """What is not as it should be, a sentence each."""
+        return [reason.text for reason in self.reasons()]
+
+    def mode(self) -> Mode:
+        """One word for it."""
+        return mode_of(self.reasons())
+
+    def reasons(self) -> list[Reason]:
+        """What is not as it should be, and what that makes of the mode."""
         worker = self._worker
-        problems = self.health()
-        for source, checkpoints in sorted(worker.users.checkpoints().items()):
-            if checkpoints.shared.reason is not None:
-                problems.append(f"no shared copy of interactions-{source} can be made: {checkpoints.shared.reason}")
-        problems += [f"interactions-{s} is not served: {reason}" for s, reason in sorted(worker.users.problems.items())]
-        problems += [f"edits-{p} is another worker's by now" for p in sorted(worker.items.fenced)]
+        now = time.monotonic()
+        found = [*self._health(), *self._of_sources(), *self._of_assignment(), *self._of_lags(now)]
+        if worker.elastic is not None:
+            found += [Reason("catching_up", "", problem) for problem in worker.elastic.problems()]
+        return [*found, *self._of_rows(now)]
+
+    def _health(self) -> Iterator[Reason]:
+        failure = self._worker.failure
+        if failure is not None:
+            yield Reason("lambda", "", f"the worker stops: {failure}", "start it again; its log says more")
+
+    def _of_sources(self) -> Iterator[Reason]:
+        users = self._worker.users
+        for source, checkpoints in sorted(users.checkpoints().items()):
+            about, why = f"interactions-{source}", checkpoints.shared.reason
+            if why is not None:  # the stream goes on
+                yield Reason("kappa", about, f"no shared copy of {about} can be made: {why}", "mend the shared place")
+        for source, why in sorted(users.problems.items()):
+            about = f"interactions-{source}"
+            yield Reason("lambda", about, f"{about} is not served: {why}", "what the reason says, or " + REBUILD)
+
+    def _of_assignment(self) -> Iterator[Reason]:
+        worker = self._worker
+        for partition in sorted(worker.items.fenced):
+            about = f"edits-{partition}"
+            yield Reason("catching_up", about, f"{about} is another worker's by now")
         if not worker.assignment:
-            problems.append("no partition is assigned yet")
+            yield Reason("catching_up", "", "no partition is assigned yet")
         opened = {(worker.users.topic, s) for s in worker.users.owned()}
         opened |= {(worker.items.topic, p) for p in worker.items.owned()}
         if worker.elastic is not None:
             opened |= {(worker.elastic.metadata.topic, p) for p in worker.elastic.metadata.lags()}
         for tp in sorted(worker.assignment):
-            place = (tp.topic, tp.partition)
             served_elsewhere = tp.topic == worker.items.topic and tp.partition in worker.items.fenced
-            if place not in opened and not served_elsewhere and tp.partition not in worker.users.problems:
-                problems.append(f"{tp.topic}-{tp.partition} is being opened")
-        now = time.monotonic()
+            refused = tp.topic == worker.users.topic and tp.partition in worker.users.problems
+            if (tp.topic, tp.partition) not in opened and not served_elsewhere and not refused:
+                text = f"{tp.topic}-{tp.partition} is being opened"
+                yield Reason("catching_up", self._about(tp.topic, tp.partition), text)
+
+    def _about(self, topic: str, partition: int) -> str:
+        """A partition without its topic's prefix: what is said of one is the same in all stacks."""
+        return f"{topic.removeprefix(self._worker.settings.topic_prefix)}-{partition}"
+
+    def _of_lags(self, now: float) -> Iterator[Reason]:
+        positions = self._positions()
         for (topic, partition), lag in self.lags().items():
-            behind = now - self._caught_up.setdefault((topic, partition), now)
+            place = (topic, partition)
+            behind = now - self._caught_up.setdefault(place, now)
+            position = positions.get(place, 0)
             if lag == 0:
-                self._caught_up[topic, partition] = now
-            elif behind > MOST_LAG_SECONDS:
-                problems.append(f"{topic}-{partition} is {lag} records behind its log")
+                self._caught_up[place] = now
+            if lag == 0 or self._moved.get(place, (-1, now))[0] != position:
+                self._moved[place] = (position, now)
+            reason = lag_reason(f"{topic}-{partition}", lag, behind, now - self._moved[place][1])
+            if reason is not None:
+                yield Reason(reason.mode, self._about(topic, partition), reason.text, reason.remedy)
+
+    def _positions(self) -> dict[tuple[str, int], int]:
+        worker = self._worker
+        found = {(worker.users.topic, source): of.position for source, of in worker.users.owned().items()}
+        found |= {(worker.items.topic, number): of.position for number, of in worker.items.owned().items()}
         if worker.elastic is not None:
-            problems += worker.elastic.problems()
-        for number, of_items in worker.items.owned().items():
+            metadata = worker.elastic.metadata
+            found |= {(metadata.topic, p): metadata.position(p) or 0 for p in metadata.lags()}
+        return found
+
+    def _of_rows(self, now: float) -> Iterator[Reason]:
+        for number, of_items in self._worker.items.owned().items():
+            about = f"edits-{number}"
             if not of_items.inbox.filled:
-                problems.append(f"edits-{number} waits to be filled by the user stages")
-            elif of_items.facts.staleness(now) > worker.config.max_staleness:
-                problems.append(f"edits-{number} has rows that are older than max_staleness")
-        return problems
+                yield fill_reason(about, of_items.inbox.waiting, now - self._unfilled.setdefault(number, now))
+                continue
+            self._unfilled.pop(number, None)
+            reason = staleness_reason(about, of_items.facts.staleness(now), self._worker.config.max_staleness)
+            if reason is not None:
+                yield reason
 
     def lags(self) -> dict[tuple[str, int], int]:
         """Records of the log that are not applied, by topic and partition."""
@@ -74,21 +127,34 @@ class WorkerCondition:
             found |= {(metadata.topic, partition): lag for partition, lag in metadata.lags().items()}
         return found
 
-    def mode(self) -> Mode:
-        """One word for it."""
-        worker = self._worker
-        if worker.failure is not None or not worker.ready:
-            return "stopped"
-        if worker.users.problems:
-            return "needs_rebuild"
-        problems = self.readiness()
-        if not problems:
-            return "kappa"
-        return "starting" if any("opened" in p or "assigned" in p or "filled" in p for p in problems) else "catching_up"
+    # -- for others ---------------------------------------------------------------------------------
+
+    def partitions(self, now: float) -> dict[str, dict[int, dict[str, Any]]]:
+        """By topic, without its prefix, what there is to tell of each partition at `now`, epoch seconds.
+
+        `as_of`: up to when everything that was in the log is applied, of edits also counted and stored; it is left
+        out while that is not known.
+        """
+        worker, clock = self._worker, time.monotonic()
+        found: dict[str, dict[int, dict[str, Any]]] = {INTERACTIONS: {}, EDITS: {}}
+        for source, partition in worker.users.owned().items():
+            end = worker.users.log_end(source)
+            told: dict[str, Any] = {"position": partition.position, "log_end": end, "lag": end - partition.position}
+            as_of = now if partition.position >= end else partition.log_time
+            found[INTERACTIONS][source] = told | ({} if as_of is None else {"as_of": min(now, as_of)})
+        publishing = worker.elastic is None or not list(worker.elastic.problems())
+        for number, of_items in worker.items.owned().items():
+            lag, staleness = worker.items.log_end(number) - of_items.position, of_items.facts.staleness(clock)
+            if publishing and of_items.inbox.filled and (lag == 0 or of_items.log_time is not None):
+                self._as_of[number] = (now if lag == 0 else min(now, of_items.log_time or now)) - staleness
+            told = {"lag": lag, "due": of_items.facts.due, "staleness": staleness, "filled": of_items.inbox.filled}
+            found[EDITS][number] = told | ({"as_of": self._as_of[number]} if number in self._as_of else {})
+        return found
 
     def status(self) -> dict[str, Any]:
         """By partition: where it stands and how large it is."""
         worker, now = self._worker, time.monotonic()
+        reasons = self.reasons()
         sources = {}
         for source, partition in worker.users.owned().items():
             stage = partition.stage
@@ -118,8 +184,9 @@ class WorkerCondition:
             }
         return {
             "name": worker.settings.name,
-            "mode": self.mode(),
-            "problems": self.readiness(),
+            "mode": mode_of(reasons),
+            "problems": [reason.text for reason in reasons],
+            "what_to_do": list(dict.fromkeys(reason.remedy for reason in reasons if reason.remedy)),
             "interactions": sources,
             "not_served": {str(s): reason for s, reason in worker.users.problems.items()},
             "edits": items,

@@ -14,11 +14,10 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, Protocol
 
 from agents.state_errors import StateDamaged, share_explained
-from agents.state_export import StateExport
 from agents.state_records import Commit, DamagedRecordError, item_prefix, key_of, sealed, unsealed
 
 _MAGIC, _VERSION = b"cco state copy", 1
@@ -27,7 +26,22 @@ _HEADER_KEY, _END_KEY = b"header", b"end"
 _AT_ONCE = 1 << 20  # bytes asked for
 
 
-def write_copy(file: BinaryIO, export: StateExport) -> None:
+class Exported(Protocol):
+    """A state that a copy can be made of: the one of a store, or a seed."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """What the state says of itself."""
+
+    @property
+    def commit(self) -> Commit:
+        """What counts of it."""
+
+    def records(self) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values as they are stored, in the order of `Commit.segments`, then metadata."""
+
+
+def write_copy(file: BinaryIO, export: Exported) -> None:
     """Write a state. Raises StateError for what concerns the state, and whatever `file` does."""
     header = {"state": export.meta, "commit": export.commit.encoded().hex()}
     file.write(_START.pack(_MAGIC, _VERSION))

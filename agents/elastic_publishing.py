@@ -1,14 +1,15 @@
 """What a worker has of Elasticsearch: patches of rows, documents of users, metadata of items, and an eye on the index.
 
-When the index that an alias names is another one than before (deleted, made anew, swapped), nothing of it is known any
-more, and everything is said once more.
+When the index that an alias names is one that was not seen before (deleted and made anew, gone back to), everything is
+said to it from the beginning. One that a rebuild has ready is written beside the one that is served, see
+`elastic_targets`; when it is swapped in, nothing is left to be said.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elasticsearch import ApiError, TransportError
 from faust.types import TP
@@ -17,18 +18,14 @@ from prometheus_client.registry import Collector
 
 from agents.dead_letters import DeadLetter
 from agents.elastic import elastic_options
-from agents.item_partition import Claim
+from agents.elastic_targets import ElasticSink, Place, Target, Targets, look
 from agents.log import get_logger
 from agents.metadata_agent import MetadataAgent
-from agents.patch_sinks import Encoded
 from agents.topics import DEAD_LETTERS, ITEMS
-from cco.config import Config
-from cco.rows import Patches
-from cco.vocabulary import Vocabulary
-from model_sync.bulk_types import Refusal, Rows
-from model_sync.bulk_writer import Owner, RowWriter, UserWriter
-from model_sync.elastic_client import async_client, names
-from model_sync.elastic_documents import RowDocument, fields_json, row_documents
+from model_sync.bulk_types import Refusal, Rows, Statistics
+from model_sync.bulk_writer import RowWriter, UserWriter, WriterStats
+from model_sync.elastic_client import ElasticProblem, async_client, names
+from model_sync.elastic_documents import fields_json
 from model_sync.elastic_metadata import MetadataWriter
 
 if TYPE_CHECKING:
@@ -39,25 +36,6 @@ WRITE_SECONDS = 3.0  # for documents on their way when the worker stops; the nex
 _COUNTED = ("stored", "coalesced", "retries", "conflicts", "rejections", "superseded", "refused", "fenced", "reads")
 
 
-class ElasticSink:
-    """A `patch_sinks.Sink` over the items index."""
-
-    def __init__(self, config: Config, writer: RowWriter) -> None:
-        self._config, self._writer = config, writer
-
-    def encode(self, items: Vocabulary, patches: Patches, partition: int, claim: Claim) -> Encoded[RowDocument]:
-        """One document for each item that `patches` has fields of."""
-        return Encoded(partition, claim, row_documents(self._config, items, patches), len(patches.rows))
-
-    async def send(self, encoded: Encoded[RowDocument]) -> asyncio.Future[Any]:
-        """Waits while the writer's queue is full."""
-        owner = Owner(encoded.partition, encoded.claim.at, encoded.claim.offset)
-        return await self._writer.put(owner, encoded.records)
-
-    async def close(self) -> None:
-        """The writer is closed by `ElasticPublishing`."""
-
-
 class ElasticPublishing:
     """Of one worker. What it begins, the worker ends: `watch_forever` runs in the background."""
 
@@ -66,49 +44,82 @@ class ElasticPublishing:
         self._worker = worker
         self._client = async_client(options)
         self.names = names(options)
-        self.index: str | None = None  # id of what is behind the aliases
-        self.trouble: str | None = None  # why it cannot be looked at
-        self.rows = RowWriter(self._client, self.names.items, refused=self._refused, troubled=self._troubled)
+        self.trouble: str | None = None  # why the indices cannot be looked at, or must not be written
+        self.targets = Targets()
         self.users = UserWriter(self._client, self.names.users, refused=self._refused, troubled=self._troubled)
-        self.sink = ElasticSink(worker.config, self.rows)
-        writer = MetadataWriter(self._client, self.names.items, worker.config)
-        self.metadata = MetadataAgent(
-            worker.config, worker.settings, worker.metrics, worker.producer, writer, self._read_items
-        )
-        worker.metrics.registry.register(WriterMetrics({"rows": self.rows, "users": self.users}))
+        self.sink = ElasticSink(worker.config, self.targets)
+        self.metadata = MetadataAgent(worker.config, worker.settings, worker.metrics, worker.producer, self._read_items)
+        self._users_index: str | None = None  # id of what is behind the alias
+        self._served: str | None = None
+        worker.metrics.registry.register(WriterMetrics(self))
 
-    # -- the index ----------------------------------------------------------------------------------
+    # -- the indices --------------------------------------------------------------------------------
 
     async def watch_forever(self) -> None:
-        """Begin with the index as it is, and anew whenever it is another one."""
+        """Begin with the indices as they are, and go on with whatever follows them."""
         while True:
             await self._look()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _look(self) -> None:
         try:
-            index = "-".join([await self._id(self.names.items), await self._id(self.names.users)])
-        except (ApiError, TransportError) as error:  # the writers say more, and go on trying
+            users = await self._id(self.names.users)
+            served, following = await look(self._client, self.names.items)
+        except (ApiError, TransportError, ElasticProblem) as error:  # the writers say more, and go on trying
             self.trouble = f"Elasticsearch: the index cannot be looked at: {str(error)[:300]}"
             return
         self.trouble = None
-        if index != self.index:
-            get_logger().info("publishing into an index", items=self.names.items, index=index, before=self.index)
-            self.index = index
-            await self._begin_anew(index)
+        if users != self._users_index:
+            get_logger().info("publishing users", users=self.names.users, index=users, before=self._users_index)
+            self._users_index = users
+            self._worker.users.tell_all_users()
+        await self._follow(self._wanted(served, following))
 
     async def _id(self, alias: str) -> str:
         answer = await self._client.indices.get_settings(index=alias, name="index.uuid")
         return "+".join(sorted(str(of["settings"]["index"]["uuid"]) for of in answer.body.values()))
 
-    async def _begin_anew(self, index: str) -> None:
-        self.rows.forget()
-        self._worker.items.send_all()
-        self._worker.users.tell_all_users()
-        await self.metadata.follow(index)
-        for tp in sorted(self._worker.assignment):
-            if tp.topic == self.metadata.topic:
-                await self.metadata.open(tp.partition)
+    def _wanted(self, served: Place, following: Place | None) -> list[Place]:
+        """What is to be written. Rows of another configuration have no place in what was rebuilt for a new one."""
+        epoch = self._worker.config.epoch
+        if served.id not in (self._served, *self.targets.ids()) and self._served and served.epoch not in (None, epoch):
+            self.trouble = (
+                f"Elasticsearch: {served.name} was swapped in, and was rebuilt for another configuration than ours:"
+                " nothing is published: start this worker again with the cco.toml of the rebuild"
+            )
+            return []
+        self._served = served.id
+        if following is None or following.id == served.id or following.epoch != epoch:
+            return [served]
+        return [served, following]
+
+    async def _follow(self, wanted: list[Place]) -> None:
+        """Write these indices from now on."""
+        if [place.id for place in wanted] == self.targets.ids():
+            return
+        get_logger().info("publishing into", indices=[place.name for place in wanted])
+        there = {target.place.id: target for target in self.targets}
+        gone = self.targets.set([there.get(place.id) or self._target(place) for place in wanted])
+        is_new = any(place.id not in there for place in wanted)
+        for target in gone:
+            target.metadata.close()
+            self._worker.spawn(_close(target))
+        if is_new:
+            self._worker.items.send_all()
+        await self.metadata.follow({target.place.id: target.metadata for target in self.targets})
+        if is_new:
+            for tp in sorted(self._worker.assignment):
+                if tp.topic == self.metadata.topic:
+                    await self.metadata.open(tp.partition)
+
+    def _target(self, place: Place) -> Target:
+        def refused(refusal: Refusal) -> None:
+            served = self.targets.served
+            if served is None or served.place.id == place.id:  # else it is told by the other writer
+                self._refused(refusal)
+
+        rows = RowWriter(self._client, place.alias, refused=refused, troubled=self._troubled)
+        return Target(place, rows, MetadataWriter(self._client, place.alias, self._worker.config))
 
     async def _read_items(self, partition: int, offset: int) -> None:
         await self._worker.consumer.begin(TP(self._worker.settings.topic(ITEMS), partition), offset)
@@ -117,9 +128,10 @@ class ElasticPublishing:
 
     def problems(self) -> Iterator[str]:
         """What is not as it should be, a sentence each."""
-        for trouble in dict.fromkeys(
-            (self.trouble, self.rows.stats.trouble, self.users.stats.trouble, self.metadata.trouble)
-        ):
+        served = self.targets.served
+        rows = None if served is None else served.rows.stats.trouble
+        metadata = None if served is None else served.metadata.trouble
+        for trouble in dict.fromkeys((self.trouble, rows, self.users.stats.trouble, metadata)):
             if trouble is not None:
                 yield trouble
 
@@ -152,16 +164,27 @@ class ElasticPublishing:
 
     async def close(self) -> None:
         """Finish what was accepted, as far as that goes."""
-        await asyncio.gather(self.rows.close(WRITE_SECONDS), self.users.close(WRITE_SECONDS))
+        writers: list[RowWriter | UserWriter] = [self.users, *(target.rows for target in self.targets)]
+        await asyncio.gather(*(writer.close(WRITE_SECONDS) for writer in writers))
         await self.metadata.stop()
         await self._client.close()
+
+    def stats(self) -> Iterator[tuple[str, list[WriterStats], Statistics]]:
+        """Writers by name: how each of them does now, and what they counted together."""
+        yield "rows", [target.rows.stats for target in self.targets], self.targets.counts()
+        users = self.users.stats
+        yield "users", [users], users.counts
+
+
+async def _close(target: Target) -> None:
+    await target.rows.close(0.0)
 
 
 class WriterMetrics(Collector):
     """How the writers do, for Prometheus."""
 
-    def __init__(self, writers: dict[str, RowWriter | UserWriter]) -> None:
-        self._writers = writers
+    def __init__(self, publishing: ElasticPublishing) -> None:
+        self._publishing = publishing
 
     def collect(self) -> Iterator[Metric]:
         """As of now."""
@@ -177,11 +200,10 @@ class WriterMetrics(Collector):
         counts = CounterMetricFamily(
             "cco_elasticsearch_documents", "Documents, by what became of them.", labels=["writer", "outcome"]
         )
-        for name, writer in self._writers.items():
-            stats = writer.stats
-            waiting.add_metric([name], stats.documents)
-            requests.add_metric([name], stats.requests)
-            latency.add_metric([name], stats.counts.latency)
+        for name, writers, counted in self._publishing.stats():
+            waiting.add_metric([name], sum(writer.documents for writer in writers))
+            requests.add_metric([name], sum(writer.requests for writer in writers))
+            latency.add_metric([name], counted.latency)
             for outcome in _COUNTED:
-                counts.add_metric([name, outcome], getattr(stats.counts, outcome))
+                counts.add_metric([name, outcome], getattr(counted, outcome))
         yield from (waiting, requests, latency, counts)

@@ -128,6 +128,7 @@ class Learner:
         self._failure: str | None = None
         self._due = 0
         self._staleness = 0.0
+        self._looked = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="learner")
 
     def start(self) -> None:
@@ -187,6 +188,10 @@ class Learner:
     def staleness(self) -> float:
         """Seconds since the row that is longest out of date was exact; 0 once every row is."""
         return self._staleness
+
+    def model_age(self) -> float:
+        """The same, and the time since that was seen: it grows when learning has stopped."""
+        return self._staleness + time.monotonic() - self._looked
 
     # -- the thread's side --------------------------------------------------------------------------
 
@@ -252,7 +257,8 @@ class Learner:
 
     def _look(self) -> None:
         self._due = self._engine.pipeline.due()
-        self._staleness = self._engine.pipeline.staleness(time.monotonic())
+        self._looked = time.monotonic()
+        self._staleness = self._engine.pipeline.staleness(self._looked)
 
     @staticmethod
     def _answer(group: Sequence[_Waiting], problem: StoreProblem) -> None:

@@ -7,18 +7,20 @@ header of CSV is none. So the number of a record depends on the input alone, nev
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import BinaryIO
 
 from agents.csv_format import Header, Record, columns_of_block, columns_of_records, find_columns, split_records
-from agents.item_files import read_items
+from agents.item_files import ItemRecord, read_item_records, read_items
 from agents.parquet_format import ParquetEvents
 from agents.streams import MAX_LINE, STANDARD_INPUT, InputError, Lines, Stream, read_lines, recognise, size_of
+from cco.event_data import shortened
 from cco.events import EventBatch, EventParser, ItemChange, Parsed, Rejection
+from model_sync.metadata import change_problem
 
-__all__ = ["Chunk", "InputError", "read_events", "read_items"]
+__all__ = ["Chunk", "InputError", "read_events", "read_item_changes", "read_items"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,51 @@ def read_events(
 
 def _no_clock() -> None:
     return None
+
+
+def read_item_changes(paths: Sequence[str], types: Mapping[str, str], chunk: int = 8_192) -> Iterator[Chunk]:
+    """Records of items in files as changes that set their properties, at most `chunk` records at a time.
+
+    `types`: `config.items.types`, see `read_item_records`. Raises InputError, as `read_events` does.
+    """
+    if list(paths).count(STANDARD_INPUT) > 1:
+        raise InputError("standard input can be read once only")
+    sizes = [size_of(path) for path in paths]
+    known = [size for size in sizes if size is not None]
+    total = sum(known) if len(known) == len(sizes) else None
+    before = records = 0
+    for number, path in enumerate(paths):
+        stream = Stream(path)
+        try:
+            found = read_item_records(stream, types)
+            of_file = 0
+            while part := list(islice(found, chunk)):
+                of_file += len(part)
+                changes, rejections = _changes(part, stream.name)
+                yield Chunk(
+                    EventBatch.join([]), rejections, changes, number, of_file, records + of_file,
+                    before + stream.consumed, total,
+                )  # fmt: skip
+            records += of_file
+            before += sizes[number] or stream.consumed
+        finally:
+            stream.close()
+
+
+def _changes(part: Sequence[ItemRecord | Rejection], file: str) -> tuple[list[ItemChange], list[Rejection]]:
+    changes: list[ItemChange] = []
+    rejections: list[Rejection] = []
+    for record in part:
+        if isinstance(record, Rejection):
+            rejections.append(record)
+            continue
+        change = ItemChange(record.item, "set", record.properties)
+        problem = change_problem(change) if record.properties else "no properties of the item are given"
+        if problem is None:
+            changes.append(change)
+        else:
+            rejections.append(Rejection(record.line, problem, shortened(record.text), file, "item_change"))
+    return changes, rejections
 
 
 class _Reader:

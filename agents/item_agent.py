@@ -1,4 +1,4 @@
-"""The item agent: messages of edits through the item stages, patches to the index and the sink.
+"""The item agent: messages of edits through the item stages, patches to the sink.
 
 A shell: it moves bytes, on the event loop, and leaves what they mean to `ItemPartition`, on the compute thread.
 An item partition begins with a claim, asks every source to fill it, and publishes once it is filled. Whatever
@@ -30,8 +30,7 @@ from agents.transport import BrokenOrderError, Fetched
 from cco.config import Config
 from cco.delivery import claim_message
 from cco.row_counter import MapLike
-from model_sync.bulk_types import FencedError
-from model_sync.memory import MemoryIndex
+from model_sync.bulk_types import FencedError, WriterClosedError
 
 ASK_SECONDS = 1.0  # between two requests to a source that has not begun to answer
 STALL_SECONDS = 15.0  # without any progress of a fill, after which it is asked for anew
@@ -54,7 +53,6 @@ class _Owned:
 
     partition: ItemPartition
     claim: Claim
-    index: MemoryIndex
     log_end: int = 0
     heard: float = 0.0  # clock time of the last message
     asked: float = 0.0
@@ -94,14 +92,10 @@ class ItemAgent:
         """The item partitions that are ours, by number."""
         return {partition: owned.partition for partition, owned in self._owned.items()}
 
-    def index(self, partition: int) -> MemoryIndex:
-        """What was published of an item partition by this worker."""
-        return self._owned[partition].index
-
     def is_exact(self, partition: int) -> bool:
-        """Whether every row in the index and the sink is as the model at the position that is applied."""
+        """Whether every row in the sink is as the model at the position that is applied."""
         owned = self._owned[partition]
-        return owned.partition.exact and owned.unsent == 0
+        return owned.partition.exact and not owned.partition.send_all and owned.unsent == 0
 
     def log_end(self, partition: int) -> int:
         """The offset after the last message of `edits` that is known to be in the log."""
@@ -126,7 +120,7 @@ class ItemAgent:
             return  # given up or claimed again meanwhile
         of_items = ItemPartition(config, partition, partitions, sent.offset, self.topic, self._map_chunks)
         claim = Claim(sent.offset, sent.timestamp)
-        owned = _Owned(of_items, claim, MemoryIndex(config, of_items.items), progress=(0, time.monotonic()))
+        owned = _Owned(of_items, claim, progress=(0, time.monotonic()))
         self._owned[partition] = owned
         self.fenced.pop(partition, None)
         self._metrics.own_item_partition(partition)
@@ -282,7 +276,6 @@ class ItemAgent:
         more = patches is not None or bool(partition.stage.due())
         if patches is None or not len(patches.rows):
             return more, ages, times, None
-        owned.index.apply(patches)
         return more, ages, times, self._sink.encode(partition.items, patches, partition.partition, owned.claim)
 
     def _arrived(self, owned: _Owned, encoded: Encoded[Any], times: list[float], done: asyncio.Future[Any]) -> None:
@@ -292,6 +285,8 @@ class ItemAgent:
         if isinstance(error, FencedError):
             self._fence(owned)
             return
+        if isinstance(error, WriterClosedError):
+            return  # the worker stops; the next owner sends every row
         if error is not None:
             self._failed(error)
             return

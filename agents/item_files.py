@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -14,9 +16,11 @@ from agents.streams import MAX_LINE, InputError, Stream, read_lines, recognise, 
 from cco.event_data import Rejection, shortened
 from cco.values import BadRecord, as_number
 from cco.vocabulary import id_problem
+from model_sync.metadata import moment
 
 _ITEM = ("item_id", "item")
 _CHUNK = 65_536
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 Report = Callable[[Rejection], None]
 
@@ -30,20 +34,64 @@ def read_items(path: str, report: Report | None = None) -> Iterator[tuple[str, d
     size_of(path)
     stream = Stream(path)
     try:
-        kind = recognise(stream)
-        if kind == "empty":
-            return
-        for line, record, text in _READERS[kind](stream):
-            try:
-                if isinstance(record, str):
-                    raise BadRecord(record)
-                yield _item(record)
-            except BadRecord as error:
-                if report is None:
-                    raise InputError(f"{stream.name}, line {line}: {error}: {shortened(text)}") from None
-                report(Rejection(line, str(error), shortened(text), stream.name))
+        for found in read_item_records(stream):
+            if not isinstance(found, Rejection):
+                yield found.item, found.properties
+            elif report is None:
+                raise InputError(f"{found.file}, line {found.line}: {found.reason}: {found.record}")
+            else:
+                report(found)
     finally:
         stream.close()
+
+
+class ItemRecord(NamedTuple):
+    """What a record says of an item."""
+
+    line: int  # as people count
+    item: str
+    properties: dict[str, Any]
+    text: str  # the record itself
+
+
+def read_item_records(stream: Stream, types: Mapping[str, str] | None = None) -> Iterator[ItemRecord | Rejection]:
+    """All records of an open input, good and bad. Raises InputError if it cannot be read (on).
+
+    `types` as in `config.items.types`: what CSV says of a property that holds numbers or booleans becomes one, and
+    what cannot become one, or is not the date that it should be, is refused.
+    """
+    kind = recognise(stream)
+    if kind == "empty":
+        return
+    for line, record, text in _READERS[kind](stream):
+        try:
+            if isinstance(record, str):
+                raise BadRecord(record)
+            item, properties = _item(record)
+            if kind == "csv" and types:
+                properties = {name: _typed(name, value, types.get(name)) for name, value in properties.items()}
+            yield ItemRecord(line, item, properties, text)
+        except BadRecord as error:
+            yield Rejection(line, str(error), shortened(text), stream.name)
+
+
+def _typed(name: str, text: str, kind: str | None) -> str | float | bool:
+    """The value that a text of CSV stands for. Raises BadRecord."""
+    if kind == "float":
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise BadRecord(f"{name} must be a number, not {text[:40]!r} (items.types)")
+        return number
+    if kind == "boolean":
+        if text.lower() not in _BOOLEANS:
+            raise BadRecord(f"{name} must be true or false, not {text[:40]!r} (items.types)")
+        return _BOOLEANS[text.lower()]
+    if kind == "date" and moment(text) is None:
+        raise BadRecord(f"{name} must be a date in ISO 8601, not {text[:40]!r} (items.types)")
+    return text
 
 
 _Numbered = Iterator[tuple[int, "dict[str, Any] | str", str]]  # line, record or what is wrong, text
@@ -114,14 +162,21 @@ def _csv(stream: Stream) -> _Numbered:
 
 
 def _parquet(stream: Stream) -> _Numbered:
+    if stream.name == "standard input":
+        raise InputError("standard input: Parquet is read from its end, so it must be a file")
     line = 0
     try:
         for batch in pa.parquet.ParquetFile(stream.name).iter_batches(_CHUNK):
             for row in batch.to_pylist():
                 line += 1
-                yield line, row, str(row)
+                yield line, {name: _plain(value) for name, value in row.items()}, str(row)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{stream.name}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+
+
+def _plain(value: Any) -> Any:
+    """Dates and times as ISO 8601, as metadata has them."""
+    return value.isoformat() if isinstance(value, date) else value  # a datetime is a date
 
 
 _READERS = {"jsonl": _json_lines, "csv": _csv, "parquet": _parquet}

@@ -88,6 +88,7 @@ class ItemPartition:
         self.stage = ItemStage(config, self.users, self.items, partition, partitions, map_chunks, index_is_empty=False)
         self.inbox = Inbox(config.epoch, config.retention.source_partitions, partition, partitions, claim)
         self.position = claim + 1  # offset of the next message to apply
+        self.log_time: float | None = None  # epoch seconds at which the message before `position` was logged
         self.progress = 0  # parts of fills that were taken: ranges go on also where a fill has stopped
         # (clock time when they were applied, epoch seconds of the event), of events with rows that may not be out yet
         self.waiting: deque[tuple[float, float]] = deque(maxlen=MAX_WAITING)
@@ -111,6 +112,8 @@ class ItemPartition:
                 return taken
             taken.dropped += verdict is Verdict.DROP
         self.position = end
+        if records:
+            self.log_time = records[-1].timestamp / 1000
         self._look(now)
         return taken
 
@@ -159,7 +162,7 @@ class ItemPartition:
         if not self.inbox.countable:
             return None, []
         if self.send_all:
-            self.send_all, self.exact = False, False
+            self.exact, self.send_all = False, False
             self.stage.forget_sent()
             self.stage.make_all_due(now)
         patches = self.stage.publish(now, PUBLISH_ITEMS)

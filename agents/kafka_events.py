@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -22,7 +23,9 @@ from cco.values import BadRecord
 from model_sync.metadata import change_problem
 from model_sync.service.store import StoreProblem
 
-REQUEST_SECONDS = 10.0  # for the broker to acknowledge; after that the client is told to try again
+REQUEST_SECONDS = 10.0  # for everything until the broker acknowledges; after that the client is told to try again
+CLOSING_SECONDS = 2.0
+MOST_BYTES = 1_000_000  # of a record: brokers take 1 MiB with what is around it
 
 
 class KafkaEvents:
@@ -57,7 +60,8 @@ class KafkaEvents:
         """Let go of the connections."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await producer.stop()
+            with suppress(Exception):
+                await asyncio.wait_for(producer.stop(), CLOSING_SECONDS)
 
     async def accept(self, records: Sequence[Mapping[str, Any]]) -> list[str | None]:
         """Per record None, or why it was refused. Raises StoreProblem if Kafka does not take the others."""
@@ -70,15 +74,25 @@ class KafkaEvents:
             except BadRecord as error:
                 answers.append(str(error))
         try:
-            producer = await self._connected()
-            futures = [await producer.send(topic, value, key) for topic, key, value in messages]
-            await asyncio.gather(*futures)
-        except KafkaError as error:
-            raise StoreProblem(f"Kafka does not take events ({error}); the same request may be sent again") from None
+            async with asyncio.timeout(REQUEST_SECONDS):  # the client itself never gives up what it has numbered
+                producer = await self._connected()
+                futures = [await producer.send(topic, value, key) for topic, key, value in messages]
+                await asyncio.gather(*futures)
+        except (KafkaError, TimeoutError) as error:
+            if isinstance(error, KafkaError) and not error.retriable:
+                await self.close()  # what is fatal to a producer is so for ever: the next request makes another
+            said = str(error) or "no answer"
+            raise StoreProblem(f"Kafka does not take events ({said}); the same request may be sent again") from None
         return answers
 
     def _message(self, record: Mapping[str, Any]) -> tuple[str, bytes, bytes]:
-        """Topic, key and value."""
+        """Topic, key and value. Raises BadRecord."""
+        topic, key, value = self._encoded(record)
+        if len(key) + len(value) > MOST_BYTES:
+            raise BadRecord(f"the record has {len(value)} bytes; at most {MOST_BYTES} are possible")
+        return topic, key, value
+
+    def _encoded(self, record: Mapping[str, Any]) -> tuple[str, bytes, bytes]:
         found = self._rules.accept(record, int(time.time()))
         if isinstance(found, ItemChange):
             problem = change_problem(found)

@@ -2,19 +2,20 @@
 
 A shell without state: each document knows the offset of the last change applied to it, so a change that comes again is
 skipped there, and one of an owner that was followed by another finds the document changed. Where to read on is
-committed to Kafka in a group of the index's own: an index that is made anew gets all changes from the beginning.
+committed to Kafka in a group of the index's own: an index that is seen for the first time gets all changes from the
+beginning, whether it is served yet or not.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalStateError, KafkaError
 
 from agents.dead_letters import DeadLetter
 from agents.item_changes import ItemRecords
@@ -26,6 +27,7 @@ from agents.topics import DEAD_LETTERS, ITEMS
 from agents.transport import BrokenOrderError, Fetched
 from cco.config import Config
 from cco.values import BadRecord
+from model_sync.bulk_types import WriterClosedError
 from model_sync.elastic_metadata import MetadataWriter, PositionedChange
 
 MOST_CHANGES = 500  # written together
@@ -33,9 +35,18 @@ MOST_CHANGES = 500  # written together
 
 @dataclass(slots=True)
 class _Owned:
-    position: int
+    position: int  # up to which all indices have it
     log_end: int
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True)
+class _Index:
+    """An index that is written, and up to where it has the partitions."""
+
+    writer: MetadataWriter
+    committed: AIOKafkaConsumer
+    positions: dict[int, int] = field(default_factory=dict)
 
 
 class MetadataAgent:
@@ -50,35 +61,38 @@ class MetadataAgent:
         settings: Settings,
         metrics: Metrics,
         producer: AIOKafkaProducer,
-        writer: MetadataWriter,
         begin: Callable[[int, int], Awaitable[None]],
     ) -> None:
-        self._settings, self._metrics, self._producer, self._writer = settings, metrics, producer, writer
+        self._settings, self._metrics, self._producer = settings, metrics, producer
         self._begin = begin
         self._records = ItemRecords(config)
         self._owned: dict[int, _Owned] = {}
-        self._positions: AIOKafkaConsumer | None = None
+        self._indices: dict[str, _Index] = {}  # by id, the one that is served first
         self.topic = settings.topic(ITEMS)
 
-    async def follow(self, index: str) -> None:
-        """Positions are those of the index with this id from now on; what is open is to be opened again."""
-        await self.stop()
-        self._positions = AIOKafkaConsumer(
-            **client_options(self._settings), group_id=f"{self._settings.group}-items-{index}", enable_auto_commit=False
-        )
-        await self._positions.start()
+    async def follow(self, writers: Mapping[str, MetadataWriter]) -> None:
+        """Write these indices, by their ids, from now on. If one is new, what is open is to be opened again."""
+        before = self._indices
+        found: dict[str, _Index] = {}
+        for index, writer in writers.items():
+            found[index] = before.get(index) or _Index(writer, await self._consumer(index))
+        if any(index not in before for index in found):
+            self._owned.clear()
+        self._indices = found
+        for index, gone in before.items():
+            if index not in found:
+                await gone.committed.stop()
+
+    async def _consumer(self, index: str) -> AIOKafkaConsumer:
+        group = f"{self._settings.group}-items-{index}"
+        consumer = AIOKafkaConsumer(**client_options(self._settings), group_id=group, enable_auto_commit=False)
+        await consumer.start()
+        return consumer
 
     async def stop(self) -> None:
         """Let go of everything; what is not committed comes again."""
         self._owned.clear()
-        positions, self._positions = self._positions, None
-        if positions is not None:
-            await positions.stop()
-
-    @property
-    def trouble(self) -> str | None:
-        """Why nothing can be written just now."""
-        return self._writer.trouble
+        await self.follow({})
 
     def lags(self) -> dict[int, int]:
         """By partition that is open, how many records of its log are not applied."""
@@ -90,18 +104,21 @@ class MetadataAgent:
         return None if owned is None else owned.position
 
     async def open(self, partition: int) -> None:
-        """Take up a partition, after what was committed for the index, or from the beginning."""
-        positions = self._positions
-        if positions is None:
+        """Take up a partition, after what was committed for the index that has least, or from the beginning."""
+        indices = self._indices
+        if not indices:
             return  # no index yet: `follow` comes first
         key = TopicPartition(self.topic, partition)
-        positions.assign([TopicPartition(self.topic, p) for p in {*self._owned, partition}])
-        begin = (await positions.beginning_offsets([key]))[key]
-        end = (await positions.end_offsets([key]))[key]
-        committed = await positions.committed(key)
-        if positions is not self._positions:
-            return  # another index has come meanwhile
-        position = max(begin, min(end, committed or 0))
+        begin = end = 0
+        for index in indices.values():
+            index.committed.assign([TopicPartition(self.topic, p) for p in {*self._owned, partition}])
+            begin = (await index.committed.beginning_offsets([key]))[key]
+            end = (await index.committed.end_offsets([key]))[key]
+            committed = await index.committed.committed(key)
+            index.positions[partition] = max(begin, min(end, committed or 0))
+        if indices is not self._indices:
+            return  # other indices have come meanwhile
+        position = min(index.positions[partition] for index in indices.values())
         self._owned[partition] = _Owned(position, end)
         get_logger(topic=self.topic, partition=partition).info("the partition is served", offset=position, log_end=end)
         await self._begin(partition, position)
@@ -124,26 +141,54 @@ class MetadataAgent:
             if fetched.start > owned.position:
                 raise BrokenOrderError(self.topic, partition, owned.position, fetched.start)
             owned.log_end = max(fetched.end, fetched.log_end or 0)
-            records = [record for record in fetched.records if record.offset >= owned.position]
-            for at in range(0, len(records), MOST_CHANGES):
-                await self._apply(partition, records[at : at + MOST_CHANGES])
-                if self._owned.get(partition) is not owned:
+            changes = await self._decode(partition, [r for r in fetched.records if r.offset >= owned.position])
+            for index, written in list(self._indices.items()):
+                if not await self._write(partition, owned, index, written, changes, fetched):
                     return
             owned.position = fetched.end
+            self._metrics.item_changes.labels(partition).inc(len(changes))
             self._metrics.fetch_records.observe(len(fetched.records), self.topic)
-            await self._commit(partition, owned)
 
-    async def _apply(self, partition: int, records: Sequence[Any]) -> None:
-        changes: list[PositionedChange] = []
-        by_offset = {record.offset: record for record in records}
+    async def _decode(self, partition: int, records: Sequence[Any]) -> list[tuple[PositionedChange, Any]]:
+        """Changes with their records. What is none is a dead letter."""
+        found = []
         for record in records:
             try:
-                changes.append(PositionedChange(self._records.decode(record.key, record.value), record.offset))
+                change = self._records.decode(record.key, record.value)
             except BadRecord as error:
                 await self._refuse(partition, record, error.code, str(error))
-        for position, reason in await self._writer.write(changes):
-            await self._refuse(partition, by_offset[position], "item_change", reason)
-        self._metrics.item_changes.labels(partition).inc(len(changes))
+            else:
+                found.append((PositionedChange(change, record.offset), record))
+        return found
+
+    async def _write(
+        self,
+        partition: int,
+        owned: _Owned,
+        index: str,
+        written: _Index,
+        changes: Sequence[tuple[PositionedChange, Any]],
+        fetched: Fetched,
+    ) -> bool:
+        """What an index does not have yet, and commit. False: the partition is not ours any more, or opened anew."""
+        position = written.positions.get(partition, 0)
+        left = [(change, record) for change, record in changes if record.offset >= position]
+        is_served = index == next(iter(self._indices), None)
+        for at in range(0, len(left), MOST_CHANGES):
+            part = left[at : at + MOST_CHANGES]
+            by_offset = {record.offset: record for _, record in part}
+            try:
+                refused = await written.writer.write([change for change, _ in part])
+            except WriterClosedError:
+                return self._owned.get(partition) is owned  # this index is written no more
+            for offset, reason in refused if is_served else ():
+                await self._refuse(partition, by_offset[offset], "item_change", reason)
+            if self._owned.get(partition) is not owned:
+                return False
+        written.positions[partition] = max(position, fetched.end)
+        if index in self._indices:
+            await self._commit(partition, written)
+        return True
 
     async def _refuse(self, partition: int, record: Any, code: str, reason: str) -> None:
         letter = DeadLetter(
@@ -155,10 +200,9 @@ class MetadataAgent:
         )
         self._metrics.refused([code])
 
-    async def _commit(self, partition: int, owned: _Owned) -> None:
+    async def _commit(self, partition: int, written: _Index) -> None:
         """Only what saves work: a change that comes again is skipped."""
-        assert self._positions is not None
         try:
-            await self._positions.commit({TopicPartition(self.topic, partition): owned.position})
-        except KafkaError as error:
+            await written.committed.commit({TopicPartition(self.topic, partition): written.positions[partition]})
+        except (KafkaError, IllegalStateError) as error:  # or it is written no more
             get_logger(topic=self.topic, partition=partition).warning("not committed", reason=str(error))

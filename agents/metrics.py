@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,8 @@ from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from agents.dead_letters import CODES
+from agents.modes import MODES, Mode
 
-Mode = Literal["starting", "catching_up", "kappa", "stopped", "needs_rebuild"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 OTHER = "other"  # the label of a reason code that is not in `CODES`: the number of series stays bounded
 
 SOURCE, ITEM_PARTITION, TOPIC = "source_partition", "item_partition", "topic"
@@ -157,7 +155,7 @@ class Metrics:
         self.mode = gauge("mode", "1 for the mode that the worker is in, 0 for the others.", "mode")
         for code in (*CODES, OTHER):
             self.dead_letters.labels(code)
-        self.set_mode("starting")
+        self.set_mode("catching_up")
 
     # -- what takes more than one call --------------------------------------------------------------
 

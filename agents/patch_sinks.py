@@ -1,4 +1,4 @@
-"""Where patches go: records of changed fields, to a topic or a file of JSON Lines, or nowhere but the index in memory.
+"""Where patches go: records of changed fields, to a topic or a file of JSON Lines, or nowhere.
 
 A record is one item's changed fields: {"item", "partition", "generation", "position", "indicators", "priors"};
 an empty list empties a field. `generation` is the owner's claim, which grows with each new owner of the item
@@ -101,7 +101,7 @@ class Sink(Protocol):
 
 
 class NoSink:
-    """Patches end in the index in memory."""
+    """Nobody wants the patches."""
 
     def encode(self, items: Vocabulary, patches: Patches, partition: int, claim: Claim) -> Encoded[int]:
         """Only how many there are."""

@@ -37,11 +37,13 @@ class ServeProblem(Exception):
     """The service cannot start: one readable line."""
 
 
-DOORS: tuple[Door, ...] = (prediction_io_router, universal_recommender())  # for clients of other systems
+def doors(open_queries: bool = False) -> tuple[Door, ...]:
+    """For clients of other systems. `open_queries`: the Universal Recommender's, which know no keys, need none."""
+    return prediction_io_router, universal_recommender(needs_key=not open_queries)
 
 
 def embedded_service(
-    engine: Engine, learner: Learner, keys: Sequence[ApiKey] = (), doors: Sequence[Door] = DOORS
+    engine: Engine, learner: Learner, keys: Sequence[ApiKey] = (), open_queries: bool = False
 ) -> FastAPI:
     """The query service over an engine and the thread that it learns in, which the caller starts and stops."""
     registry = CollectorRegistry()
@@ -62,7 +64,8 @@ def embedded_service(
         keys,
         registry=registry,
         health=learner.problems,
-        doors=doors,
+        model_age=learner.model_age,
+        doors=doors(open_queries),
     )
 
 
@@ -148,7 +151,7 @@ def serve_embedded(
         warm_up(config)
         durable = Durable(engine, settings.state)
         learner = Learner(engine, durable)
-        app = embedded_service(engine, learner, keys)
+        app = embedded_service(engine, learner, keys, settings.open_queries)
         gc.collect()
         gc.freeze()  # the state is large and stays: looking through it again and again is what makes answers late
         server = Server(app, lambda: say(f"serving {settings.state} on {url_of(listener)}"))

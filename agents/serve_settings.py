@@ -4,6 +4,8 @@
 host = "127.0.0.1"
 port = 8000
 
+open_queries = false                 # true: /queries.json needs no key, for clients of the Universal Recommender
+
 [serve.keys.shop]
 key_file = "/run/secrets/shop"       # or key = "..."
 scopes = ["read", "write"]
@@ -53,6 +55,7 @@ class ServeSettings(BaseModel):
         default=8000, description="a whole number, 0 (any free port) to 65535"
     )
     state: Path = Field(default=Path("cco-embedded"), description="a directory on a local disk")
+    open_queries: bool = Field(default=False, description="true or false: /queries.json, whose clients know no keys")
     keys: dict[str, KeySettings] = Field(default={}, description="tables [serve.keys.NAME]")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -9,7 +10,8 @@ from fastapi import FastAPI
 
 from agents.elastic import elastic_options
 from agents.kafka_events import KafkaEvents
-from agents.serve import DOORS, Server, listen, stopped_by_signals, url_of
+from agents.model_age import ModelAge
+from agents.serve import Server, doors, listen, stopped_by_signals, url_of
 from agents.serve_settings import ServeSettings, check_reach
 from agents.settings import Settings
 from cco.config import Config
@@ -20,19 +22,24 @@ from model_sync.service.auth import ApiKey
 from model_sync.service.elastic_store import ElasticStore
 
 
-def stack_service(config: Config, settings: Settings, keys: Sequence[ApiKey] = ()) -> FastAPI:
+def stack_service(
+    config: Config, settings: Settings, keys: Sequence[ApiKey] = (), open_queries: bool = False
+) -> FastAPI:
     """The query service over Elasticsearch and Kafka. Raises ConfigError where Elasticsearch is not set up."""
     options = elastic_options(settings)
     client, events = async_client(options), KafkaEvents(config, settings)
     store = ElasticStore(AsyncElasticReader(client, names(options), config))
+    age = ModelAge(client, names(options), config, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.ensure_future(age.follow_forever())
         yield
+        following.cancel()
         await events.close()
         await client.close()
 
-    return make_service(config, store, events, keys, doors=DOORS, lifespan=lifespan)
+    return make_service(config, store, events, keys, model_age=age, doors=doors(open_queries), lifespan=lifespan)
 
 
 def serve_stack(
@@ -44,7 +51,7 @@ def serve_stack(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, also while Elasticsearch or Kafka is away. Raises ConfigError, ServeProblem."""
     check_reach(serving.host, list(keys))
-    app = stack_service(config, settings, keys)
+    app = stack_service(config, settings, keys, serving.open_queries)
     listener = listen(serving.host, serving.port)
     with listener, stopped_by_signals():
         Server(app, lambda: say(f"serving {settings.elasticsearch_urls} on {url_of(listener)}")).run(sockets=[listener])

@@ -2,10 +2,12 @@
 
 The place is a URL that fsspec knows, or a path. A copy is one file (see `agents.copy_format`),
 
-    URL/NAME/<offset, 20 digits>-<random>.cco
+    URL/NAME/<offset, 20 digits>-<epoch>-<random>.cco
+    URL/NAME/<offset, 20 digits>-<epoch>-seed-<random>.cco
 
-NAME is of the partition, the offset is the next one to read after it. It is written under another name that
-ends with .part, and counts from when it is renamed. The newest two are kept.
+NAME is of the partition, the offset is the next one to read after it, the epoch that of the configuration. A seed is
+the same, made by a rebuild (see `agents.seeds`). A copy is written under another name that ends with .part, and counts
+from when it is renamed. The newest two of an epoch are kept; those of other epochs are for whoever goes back to them.
 """
 
 from __future__ import annotations
@@ -25,9 +27,17 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from agents.copy_format import CopyReader, write_copy
+from agents.copy_format import CopyReader, Exported, write_copy
 from agents.state_directory import check_meta, install, lock, put_back, set_aside
-from agents.state_errors import ShareError, StateClosed, StateDamaged, StateError, one_line, share_explained
+from agents.state_errors import (
+    ShareError,
+    StateClosed,
+    StateDamaged,
+    StateError,
+    StateUnfit,
+    one_line,
+    share_explained,
+)
 from agents.state_export import StateExport
 from agents.state_owner import offset_of, other_log
 from agents.state_records import Commit
@@ -35,7 +45,7 @@ from agents.state_store import StateStore, fill_database
 from cco.config import Config
 
 KEPT = 2
-_NAME = re.compile(r"(\d{20})-[0-9a-f]{8}\.(cco|part)")
+_NAME = re.compile(r"(\d{20})-(?:([0-9a-f]{16})-)?(seed-)?[0-9a-f]{8}\.(cco|part)")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,6 +55,18 @@ class Copy:
     offset: int  # the next to read after it
     name: str  # of the file, within the folder of its partition
     size: int  # bytes
+
+    @property
+    def epoch(self) -> str:
+        """Of the configuration that it was made with; "" where the name does not tell."""
+        match = _NAME.fullmatch(self.name)
+        return (match[2] or "") if match else ""
+
+    @property
+    def seed(self) -> bool:
+        """Whether a rebuild has made it."""
+        match = _NAME.fullmatch(self.name)
+        return bool(match and match[3])
 
 
 class SharedCopy:
@@ -62,13 +84,14 @@ class SharedCopy:
             raise StateError(f"{url}: cannot be used for shared copies: {one_line(error)}") from error
         self._folder = f"{root.rstrip('/')}/{name}"
 
-    def newest(self) -> Copy | None:
-        """The one with the largest offset."""
-        return next(iter(self.copies()), None)
+    def newest(self, epoch: str | None = None) -> Copy | None:
+        """The one with the largest offset, as in `copies`."""
+        return next(iter(self.copies(epoch)), None)
 
-    def copies(self) -> list[Copy]:
-        """All that are there, newest first."""
-        return [copy for copy in self._files() if copy.name.endswith(".cco")]
+    def copies(self, epoch: str | None = None) -> list[Copy]:
+        """All that are there, newest first; with `epoch`, those that may be of it."""
+        whole = [copy for copy in self._files() if copy.name.endswith(".cco")]
+        return [copy for copy in whole if epoch is None or copy.epoch in ("", epoch)]
 
     def _files(self) -> list[Copy]:
         """Whole copies, and those in the making, newest first."""
@@ -82,17 +105,17 @@ class SharedCopy:
             found = [Copy(int(match[1]), name, size) for name, size in names if (match := _NAME.fullmatch(name))]
             return sorted(found, reverse=True)
 
-    def upload(self, export: StateExport) -> Copy | None:
-        """Make a copy of a state of a worker's, if none is there that is as new, and remove old ones.
+    def upload(self, export: Exported, *, seed: bool = False) -> Copy | None:
+        """Make a copy of a state of a worker's, if none of its epoch is there that is as new, and remove old ones.
 
         Raises also StateDamaged, if the state is, and StateClosed when its store is closed meanwhile; no copy
         counts then that is not whole.
         """
         assert export.commit.input is not None
-        offset = int(export.commit.input["offset"])
-        if any(copy.offset >= offset for copy in self.copies()):
+        offset, epoch = int(export.commit.input["offset"]), export.commit.epoch
+        if any(copy.offset >= offset and copy.epoch == epoch for copy in self.copies()):
             return None
-        name = f"{offset:020}-{secrets.token_hex(4)}"
+        name = f"{offset:020}-{epoch}-{'seed-' * seed}{secrets.token_hex(4)}"
         unfinished, finished = f"{self._folder}/{name}.part", f"{self._folder}/{name}.cco"
         with share_explained(self.where, "writing a shared copy"):
             self._fs.makedirs(self._folder, exist_ok=True)
@@ -106,12 +129,12 @@ class SharedCopy:
                 with suppress(Exception):  # the next copy removes it if this does not
                     self._fs.rm_file(unfinished)
                 raise
-            self._remove_old(offset)
+            self._remove_old(offset, epoch)
         return Copy(offset, f"{name}.cco", size)
 
-    def _remove_old(self, offset: int) -> None:
-        """All copies but the newest ones, and what was broken off before that of `offset`."""
-        files = self._files()
+    def _remove_old(self, offset: int, epoch: str) -> None:
+        """Of an epoch, all copies but the newest ones, and what was broken off before that of `offset`."""
+        files = [file for file in self._files() if file.epoch in ("", epoch)]
         old = [file for file in files if file.name.endswith(".cco")][KEPT:]
         old += [file for file in files if file.name.endswith(".part") and file.offset < offset]
         for file in old:
@@ -125,7 +148,7 @@ class SharedCopy:
 
         `accept(where, commit)` may refuse it, before anything is changed. When this fails, what was there is
         still there; when it is killed, either that or nothing is. Raises also StateDamaged if the copy is, and
-        StateError if it is of another configuration.
+        StateUnfit if it is of another configuration.
         """
         where = f"{self.where}/{copy.name}"
         handle = lock(path, read_only=False)
@@ -226,27 +249,30 @@ def open_newest(
 ) -> tuple[StateStore, str, list[str]]:
     """Open the state of source partition `source`: the one in `path`, or the newest shared copy if that is newer.
 
-    Answers the store, where its state is from ("local", "shared", or "new" where there is none yet), and
-    sentences about what could not be used. All checksums are good. Raises StateError where something is there that
-    is not to be replaced (another configuration, partition or log), and where a state was lost: a damaged
-    directory, which is renamed if a copy can take its place, or copies that cannot be read while there is no
-    directory.
+    Answers the store, where its state is from ("local", "shared", "seed", or "new" where there is none yet), and
+    sentences about what could not be used. All checksums are good. A directory that is damaged or of another
+    configuration is renamed if a copy can take its place. Raises StateError where none can, where something else is
+    there that is not to be replaced (another partition or log), and where copies cannot be read while there is no
+    directory: a state may be lost that is needed.
     """
     try:
         store = _open_verified(path, config, source)
     except StateDamaged as error:
         return _instead_of_damaged(path, config, shared, source, error)
+    except StateUnfit as error:
+        return _instead_of_unfit(path, config, shared, source, error)
     local, notes = store.commit.input, []
     if shared is not None:
         try:
-            copies = [copy for copy in shared.copies() if local is None or copy.offset > local["offset"]]
+            copies = [copy for copy in shared.copies(config.epoch) if local is None or copy.offset > local["offset"]]
         except ShareError as error:
             notes.append(str(error))
             copies = []
         if copies or (notes and local is None):
             store.close()
-            if _take(copies, path, config, shared, source, local, notes):
-                return StateStore.open(path, config, sources=1), "shared", notes
+            taken = _take(copies, path, config, shared, source, local, notes)
+            if taken is not None:
+                return _taken(taken, path, config, notes)
             if local is None:
                 raise StateError(
                     f"{path}: there is no state here, and no shared copy can be used ({'; '.join(notes)}): start again"
@@ -268,27 +294,54 @@ def _open_verified(path: Path, config: Config, source: int) -> StateStore:
     return store
 
 
+def _taken(copy: Copy, path: Path, config: Config, notes: list[str]) -> tuple[StateStore, str, list[str]]:
+    return StateStore.open(path, config, sources=1), "seed" if copy.seed else "shared", notes
+
+
 def _instead_of_damaged(
     path: Path, config: Config, shared: SharedCopy | None, source: int, damage: StateDamaged
 ) -> tuple[StateStore, str, list[str]]:
     """The newest good copy, with the damaged directory under another name."""
     why = ["there are no shared copies"]
-    if shared is not None and (copies := shared.copies()):
-        aside = set_aside(path)
+    if shared is not None and (copies := shared.copies(config.epoch)):
         why = []
-        try:
-            taken = _take(copies, path, config, shared, source, None, why)
-        except BaseException:
-            put_back(path, aside)
-            raise
-        if taken:
+        taken, aside = _take_instead(copies, path, config, shared, source, "damaged", why)
+        if taken is not None:
             note = f"{path}: the state is damaged ({damage.what}): it was renamed to {aside}, and a shared copy taken"
-            return StateStore.open(path, config, sources=1), "shared", [*why, note]
-        put_back(path, aside)
+            return _taken(taken, path, config, [*why, note])
     raise StateError(
         f"{path}: the state is damaged ({damage.what}), and nothing can take its place ({'; '.join(why)}): remove the"
-        " directory to begin at the start of the log, or with a rebuild"
+        " directory to begin at the start of the log, or with a rebuild (`cco rebuild --seed`)"
     )
+
+
+def _instead_of_unfit(
+    path: Path, config: Config, shared: SharedCopy | None, source: int, unfit: StateUnfit
+) -> tuple[StateStore, str, list[str]]:
+    """The newest copy of this configuration, with the directory of another one under another name."""
+    why: list[str] = []
+    if shared is not None and (copies := shared.copies(config.epoch)):
+        taken, aside = _take_instead(copies, path, config, shared, source, "outdated", why)
+        if taken is not None:
+            note = f"{unfit}: it was renamed to {aside}, and a {'seed' if taken.seed else 'shared copy'} taken"
+            return _taken(taken, path, config, [*why, note])
+    unusable = f" (no shared copy can be used: {'; '.join(why)})" if why else ""
+    raise StateError(f"{unfit}; or write states for this one, with `cco rebuild --seed`{unusable}") from unfit
+
+
+def _take_instead(
+    copies: list[Copy], path: Path, config: Config, shared: SharedCopy, source: int, word: str, notes: list[str]
+) -> tuple[Copy | None, Path]:
+    """As `_take`, with the directory renamed, in a way that says `word`; if none is taken, it is put back."""
+    aside = set_aside(path, word)
+    try:
+        taken = _take(copies, path, config, shared, source, None, notes)
+    except BaseException:
+        put_back(path, aside)
+        raise
+    if taken is None:
+        put_back(path, aside)
+    return taken, aside
 
 
 def _take(
@@ -299,8 +352,8 @@ def _take(
     source: int,
     local: dict[str, Any] | None,
     notes: list[str],
-) -> bool:
-    """Download the first of the copies that is good; why the others are not goes to `notes`."""
+) -> Copy | None:
+    """Download the first of the copies that is good, and answer it; why the others are not goes to `notes`."""
 
     def accept(where: str, commit: Commit) -> None:
         offset_of(where, commit, source)
@@ -314,7 +367,7 @@ def _take(
     for copy in copies:
         try:
             shared.download(copy, path, config, accept)
-            return True
+            return copy
         except (StateDamaged, ShareError) as error:
             notes.append(str(error))
-    return False
+    return None

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.state_errors import StateError, damaged, explained, setting_differences, settings_of
+from agents.state_errors import StateError, StateUnfit, damaged, explained, setting_differences, settings_of
 from cco.config import Config, ConfigError, make_config
 
 MAGIC, FORMAT = "streaming-cco state", 2
@@ -108,12 +108,12 @@ def put_back(path: Path, aside: Path) -> None:
         os.rename(aside, path)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a directory that is damaged, and answer its new name. Raises StateError if it is in use."""
+def set_aside(path: Path, why: str) -> Path:
+    """Rename a directory that cannot be used, and answer its new name, which says why. Raises StateError if in use."""
     handle = lock(path, read_only=False)
     try:
         number = 1
-        while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        while (aside := path.with_name(f"{path.name}.{why}-{number}")).exists():
             number += 1
         with explained(path, f"renaming it to {aside}"):
             os.rename(path, aside)
@@ -182,26 +182,26 @@ def stored_config(path: Path) -> Config | None:
 
 
 def check(path: Path, config: Config) -> None:
-    """Raise StateError unless the directory is a state of this format and configuration."""
+    """Raise StateError unless the directory is a state of this format and configuration (StateUnfit: of another)."""
     check_meta(path, _read_meta(path), config, "a new directory")
 
 
 def check_meta(where: object, meta: Mapping[str, Any], config: Config, otherwise: str) -> None:
-    """Raise StateError unless what a state says of itself fits this format and the configuration.
+    """Raise StateUnfit unless what a state says of itself fits this format and the configuration.
 
     `otherwise` says what can be done if the configuration is to stay.
     """
     _check_format(where, meta, otherwise)
     if meta.get("epoch") != config.epoch:
         differences = setting_differences(meta.get("settings"), settings_of(config))
-        raise StateError(
+        raise StateUnfit(
             f"{where}: the state was made with another configuration ({differences}): use that one, or {otherwise}"
         )
 
 
 def _check_format(where: object, meta: Mapping[str, Any], otherwise: str) -> None:
     if meta.get("format") != FORMAT:
-        raise StateError(
+        raise StateUnfit(
             f"{where}: the state has format {meta.get('format')}, this version reads {FORMAT}: use the version that"
             f" wrote it, or {otherwise}"
         )

@@ -29,6 +29,10 @@ class StateDamaged(StateError):
         self.what = what
 
 
+class StateUnfit(StateError):
+    """A state, or a copy of one, of another configuration or format: nothing is wrong with it."""
+
+
 class StateClosed(StateError):
     """The store was closed while its state was being copied."""
 

@@ -17,6 +17,8 @@ Words = npt.NDArray[np.uint32]
 USERS, ITEMS = 0, 1  # kinds of names
 NAMES_KEY, USERS_KEY, ITEMS_KEY = b"n", b"s", b"p"  # first bytes of keys
 
+PIECE = 1 << 18  # bytes of a segment, about
+
 _CRC, _PACKED, _NAMES = struct.Struct("<I"), struct.Struct("<II"), struct.Struct("<III")
 _KEY = struct.Struct(">cQI")
 
@@ -130,6 +132,13 @@ def users_body(source: int, more: bool, data: memoryview) -> bytes:
     return _PACKED.pack(source, more) + data
 
 
+def users_bodies(source: int, words: Words) -> Iterator[bytes]:
+    """Segments of whole packed records of a source."""
+    data = memoryview(words.astype("<u4", copy=False).tobytes())
+    for at in range(0, len(data), PIECE):
+        yield users_body(source, at + PIECE < len(data), data[at : at + PIECE])
+
+
 def parsed_users(body: bytes) -> tuple[int, bool, Words]:
     """The converse of `users_body`. Raises DamagedRecordError."""
     if len(body) < _PACKED.size or len(body) % 4:
@@ -142,6 +151,16 @@ def names_body(kind: int, start: int, stop: int, data: npt.NDArray[np.uint8], of
     """A segment of the ids from `start` to before `stop` of a vocabulary with this `data` and these `offsets`."""
     lengths = np.diff(offsets[start : stop + 1]).astype("<u2").tobytes()
     return _NAMES.pack(kind, start, stop - start) + lengths + data[offsets[start] : offsets[stop]].tobytes()
+
+
+def names_bodies(kind: int, start: int, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> Iterator[bytes]:
+    """Segments of the ids from position `start` on of a vocabulary with this `data` and these `offsets`."""
+    count = len(offsets) - 1
+    while start < count:
+        stop = int(np.searchsorted(offsets, offsets[start] + PIECE, "right")) - 1
+        stop = min(max(stop, start + 1), start + PIECE // 8, count)
+        yield names_body(kind, start, stop, data, offsets)
+        start = stop
 
 
 def parsed_names(body: bytes) -> NamesPart:

@@ -54,18 +54,16 @@ from agents.state_records import (
     Words,
     item_prefix,
     key_of,
-    names_body,
+    names_bodies,
     parsed_names,
     parsed_users,
     sealed,
     unsealed,
-    users_body,
+    users_bodies,
 )
 from cco.config import Config
 
 __all__ = ["ITEMS", "USERS", "Commit", "Generation", "NamesPart", "PackedPart", "StateStore", "Words"]
-
-PIECE = 1 << 18  # bytes of a stored segment, about
 
 _COMMIT = b"commit"
 _SYNC_EVERY, _FLUSH_EVERY = 4 << 20, 32 << 20  # bytes written
@@ -197,21 +195,15 @@ class StateStore:
 
     def write_users(self, source: int, words: Words) -> None:
         """Add whole packed records of a source to the generation that is being written."""
-        data = memoryview(words.astype("<u4", copy=False).tobytes())
-        for at in range(0, len(data), PIECE):
-            more = at + PIECE < len(data)
-            self._put_segment(USERS_KEY, self._users, users_body(source, more, data[at : at + PIECE]))
+        for body in users_bodies(source, words):
+            self._put_segment(USERS_KEY, self._users, body)
             self._users += 1
 
     def write_names(self, kind: int, start: int, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> None:
         """Add the ids from position `start` on; `data` and `offsets` are those of the whole vocabulary."""
-        count = len(offsets) - 1
-        while start < count:
-            stop = int(np.searchsorted(offsets, offsets[start] + PIECE, "right")) - 1
-            stop = min(max(stop, start + 1), start + PIECE // 8, count)
-            self._put_segment(NAMES_KEY, self._names, names_body(kind, start, stop, data, offsets))
+        for body in names_bodies(kind, start, data, offsets):
+            self._put_segment(NAMES_KEY, self._names, body)
             self._names += 1
-            start = stop
 
     def write_items(self, items: Iterable[tuple[str, Mapping[str, object] | None]], anew: bool) -> None:
         """Store metadata of items (None: deleted); with `anew`, no other is there once this is committed."""

@@ -330,7 +330,7 @@ def state_problem(
             return None
         return (
             f"{where}: there is no state, and {log} begins at offset {begin}, its first events are gone: bring the"
-            f" state or a shared copy of it back, or {anew}"
+            f" state or a shared copy of it back, {_SEED}, or {anew}"
         )
     offset = int(stored["offset"])
     if offset > end:
@@ -342,11 +342,13 @@ def state_problem(
     if offset < begin:
         return (
             f"{where}: the state goes on at offset {offset} of {log}, which begins at {begin}: {begin - offset} records"
-            f" are gone that it has not seen; bring a newer state or shared copy, or {anew}, with a longer retention"
+            f" are gone that it has not seen; bring a newer state or shared copy, {_SEED}, or {anew}, with a longer"
+            " retention"
         )
     return None
 
 
+_SEED = "or let a rebuild write one (`cco rebuild --archive URL --seed`)"
 _REMOVE = "or remove the state and its shared copy, so that the events are read again from the start"
 _CHANGED = {
     "cluster": "the state is of another Kafka cluster ({stored}, now {ours}): go back to its brokers, " + _REMOVE,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,10 @@ from agents.topics import state_problem
 from agents.transport import BrokenOrderError, Fetched
 from agents.user_partition import SourceLog, Told, UserPartition
 from cco.config import Config
+from model_sync.bulk_types import WriterClosedError
 from model_sync.elastic_users import UserDocument
 
-IDLE_SECONDS = 0.05  # between two looks at whether users have changed
+IDLE_SECONDS = 0.5  # between two looks at whether users have changed, if no event tells
 TICK_SECONDS = 0.1  # between steps of checkpoints and fills when no events come
 FLUSH_SECONDS = 3.0  # for acknowledgements when a partition is given up
 
@@ -67,7 +69,9 @@ class UserAgent:
         self._log_begin = log_begin
         self._producer, self._compute, self._cluster, self._failed = producer, compute, cluster, failed
         self._owned: dict[int, _Owned] = {}
+        self._wake = asyncio.Event()  # users have changed
         self.problems: dict[int, str] = {}  # by source: why it is not served
+        self._noted: dict[int, list[str]] = {}  # by source: what was said when it was last opened
         self.topic = settings.topic("interactions")
         self._edits_topic, self._letters_topic = settings.topic("edits"), settings.topic("dead-letters")
 
@@ -95,12 +99,15 @@ class UserAgent:
         sources = self._config.retention.source_partitions
         place = SourceLog(self.topic, source, sources, self._cluster)
         partition = UserPartition(self._config, place, self._settings.item_partitions)
+        partition.tell_all_at = end
         loop = asyncio.get_running_loop()
         log = get_logger(topic=self.topic, partition=source)
         try:
             store, origin, notes = await loop.run_in_executor(None, self._open_store, source)
             for note in notes:
-                log.warning(note)
+                if note not in self._noted.get(source, ()):
+                    log.warning(note)
+            self._noted[source] = notes
             problem = state_problem(store.path, store.commit.input, asdict(place), begin, end)
             if problem is not None:
                 store.close()
@@ -182,6 +189,7 @@ class UserAgent:
             records = [record for record in records if record.offset >= partition.position]
         loop = asyncio.get_running_loop()
         told = await loop.run_in_executor(self._compute, partition.apply, records, fetched.end)
+        self._wake.set()
         await self._send(owned, told, min((record.timestamp for record in records), default=None))
         self._metrics.fetch_records.observe(len(fetched.records), self.topic)
         self._metrics.events_applied.labels(partition.source).inc(told.events)
@@ -258,6 +266,7 @@ class UserAgent:
         loop = asyncio.get_running_loop()
         while True:
             worked = False
+            self._wake.clear()
             for source, owned in list(self._owned.items()):
                 documents = await loop.run_in_executor(self._compute, owned.partition.user_documents)
                 if documents:
@@ -265,14 +274,15 @@ class UserAgent:
                     future = await put(documents)
                     future.add_done_callback(partial(self._stored, source, len(documents)))
             if not worked:
-                await asyncio.sleep(IDLE_SECONDS)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), IDLE_SECONDS)
 
     def _stored(self, source: int, number: int, done: asyncio.Future[None]) -> None:
         error = None if done.cancelled() else done.exception()
-        if error is not None:
-            self._failed(error)
-        elif not done.cancelled():
+        if error is None and not done.cancelled():
             self._metrics.user_documents.labels(source).inc(number)
+        elif error is not None and not isinstance(error, WriterClosedError):  # or the next owner tells everybody
+            self._failed(error)
 
     def tell_all_users(self) -> None:
         """The index is another one than before: every user is told once more."""

@@ -28,6 +28,7 @@ from cco.vocabulary import Vocabulary
 from model_sync.elastic_users import MOST_ITEMS, UserDocument, user_document
 
 FILL_SECONDS = 0.02  # spent on filling item partitions between two fetches
+QUIET_SECONDS = 5.0  # without records, after which a log is taken to be read to its end, for the time being
 SIZED_SECONDS = 1.0  # between two looks at how much memory is in use
 FILL_MESSAGES = 64  # made before they are sent
 DOCUMENTS = 200  # of users, made at a time
@@ -72,6 +73,7 @@ class UserPartition:
         self.position = 0  # offset of the next record to apply
         self.acknowledged = 0  # everything said up to here is in the log of edits
         self.restored_to = 0  # where this life began
+        self.log_time: float | None = None  # epoch seconds at which the record before `position` was logged
         self._seen = 0  # where the life before it had come to, as far as it told
         self._seen_file: Path | None = None
         self._parser = EventParser(config, self.users, self.items)
@@ -82,7 +84,11 @@ class UserPartition:
         self._fill: Iterator[list[Edits]] | None = None
         self._filling = (0, 0, 0)  # item partition, claim, next part
         self._fresh = np.empty(0, np.int64)
-        self.tell_all_users = True  # the index is not known to have anybody: set by the event loop, done here
+        self.tell_all_users = False  # the index is another one: set by the event loop, done here
+        # Up to this position an earlier life may have told of users as they are later: all are told once it is reached.
+        self.tell_all_at: int | None = 0
+        self._told_early = False
+        self._heard = time.monotonic()  # of records, the last time
         self.checkpoints: Checkpointer | None = None
         self.nbytes: dict[str, int] = {}  # by structure, as of the last look at it
         self._sized = -SIZED_SECONDS
@@ -151,6 +157,7 @@ class UserPartition:
 
     def apply(self, records: Sequence[Any], end: int) -> Told:
         """Apply records (aiokafka's) from `position` on; `end` is the offset after the last of them."""
+        self._heard = time.monotonic()
         parsed = self._parser.messages(
             [record.value for record in records],
             [record.key for record in records],
@@ -173,17 +180,26 @@ class UserPartition:
         edits = sum(part.op.size for parts in told for part in parts)
         replayed = sum(record.offset < self._seen for record in records) if self._seen > self.position else 0
         self.position = end
+        if records:
+            self.log_time = records[-1].timestamp / 1000
         return Told(messages, letters, len(parsed.batch), edits, replayed=replayed)
 
     # -- documents of users -------------------------------------------------------------------------
 
     def user_documents(self) -> list[UserDocument]:
         """Documents of some users who have changed, or whom the index is not known to have; none when all are told."""
-        if self.tell_all_users:
-            self.tell_all_users = False
+        if self._all_are_to_be_told():
             self.stage.tell_all()
         users, self._fresh = self.stage.untold(DOCUMENTS, self._fresh), self._fresh[:0]
         return [self._document(user) for user in users.tolist()]
+
+    def _all_are_to_be_told(self) -> bool:
+        wanted, self.tell_all_users = self.tell_all_users, False
+        if self.tell_all_at is not None and self.position >= self.tell_all_at:
+            wanted, self.tell_all_at = True, None
+        elif self.tell_all_at is not None and time.monotonic() - self._heard > QUIET_SECONDS:
+            wanted, self._told_early = wanted or not self._told_early, True  # the log may end with what is no record
+        return wanted
 
     def _document(self, user: int) -> UserDocument:
         history: dict[str, tuple[list[str], int]] = {}

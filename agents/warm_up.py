@@ -17,7 +17,6 @@ from agents.patch_sinks import encode_json
 from agents.state_store import StateStore
 from agents.user_partition import SourceLog, UserPartition
 from cco.config import Config, make_config
-from model_sync.memory import MemoryIndex
 
 _INDICATORS = {"purchase": {"removed_by": ["return"], "user_cap": 6}, "view": {"user_cap": 6}}
 _CONFIGS = (
@@ -75,14 +74,13 @@ def _run(config: Config, folder: Path) -> None:
     first.finish()
     second = _opened(config, folder)
     items = ItemPartition(config, 0, 1, _CLAIM, "edits")
-    index = MemoryIndex(config, items.items)
     second.ask(0, _CLAIM)
     while second.filling:
-        _tell(config, items, index, second.fill_some().messages)
+        _tell(config, items, second.fill_some().messages)
     for start in range(_HALF, _EVENTS, _PART):
-        _tell(config, items, index, second.apply(records[start : start + _PART], start + _PART).messages)
+        _tell(config, items, second.apply(records[start : start + _PART], start + _PART).messages)
         second.acknowledged = second.position
-        _tell(config, items, index, second.step())
+        _tell(config, items, second.step())
     second.finish()
 
 
@@ -92,7 +90,7 @@ def _opened(config: Config, folder: Path) -> UserPartition:
     return partition
 
 
-def _tell(config: Config, items: ItemPartition, index: MemoryIndex, messages: Sequence[tuple[int, bytes]]) -> None:
+def _tell(config: Config, items: ItemPartition, messages: Sequence[tuple[int, bytes]]) -> None:
     """Messages to the item partition, and every row that they make due to the index."""
     position = items.position
     records = [_Record(message, position + k) for k, (_, message) in enumerate(messages)]
@@ -101,7 +99,6 @@ def _tell(config: Config, items: ItemPartition, index: MemoryIndex, messages: Se
         patches = items.publish(time.monotonic())[0] or items.refresh(time.monotonic())
         if patches is None:
             return
-        index.apply(patches)
         encode_json(config, items.items, patches, 0, Claim(_CLAIM))
 
 

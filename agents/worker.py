@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from agents.condition import WorkerCondition
+from agents.control import is_send_again
 from agents.item_agent import ItemAgent, Request
 from agents.kafka_client import client_options
 from agents.log import get_logger
@@ -99,7 +100,10 @@ class Worker:
         for endless in (self._tick_forever(), self._control_forever(), self.items.publish_forever()):
             self.spawn(endless)
         if self.elastic is not None:
+            from agents.reports import Reporter  # of an extra that others can do without
+
             self.spawn(self.elastic.watch_forever())
+            self.spawn(Reporter(self).report_forever())
             self.spawn(self.users.publish_forever(self.elastic.users.put))
         self.ready = True
 
@@ -273,6 +277,11 @@ class Worker:
         self._control.assign([key])
         await self._control.seek_to_end(key)
         async for record in self._control:
+            if is_send_again(record.value or b"", self.config.epoch):
+                get_logger().info("asked to publish everything once more")
+                self.items.send_all()
+                self.users.tell_all_users()
+                continue
             try:
                 request = msgspec.json.decode(record.value or b"", type=Request)
             except msgspec.MsgspecError as error:

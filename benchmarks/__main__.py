@@ -10,7 +10,18 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import durable, ingest, kafka_scenarios, large, models, queries, report, single_rows, sustained
+from benchmarks import (
+    durable,
+    elastic_scenarios,
+    ingest,
+    kafka_scenarios,
+    large,
+    models,
+    queries,
+    report,
+    single_rows,
+    sustained,
+)
 from benchmarks.runner import TaskFailed, run_scenario
 from benchmarks.scenario import Scenario
 
@@ -20,7 +31,9 @@ REPORT = "REPORT.md"
 
 def scenarios() -> dict[str, Scenario]:
     """All of them by name, in the order of the report."""
-    groups = (models, ingest, single_rows, large, sustained, queries, durable, kafka_scenarios)
+    groups = (
+        models, ingest, single_rows, large, sustained, queries, durable, kafka_scenarios, elastic_scenarios,
+    )  # fmt: skip
     return {scenario.name: scenario for group in groups for scenario in group.SCENARIOS}
 
 

@@ -33,7 +33,7 @@ SESSION, SLEEP = 6.0, 60.0  # seconds: of sessions, where workers are killed and
 
 
 class Place:
-    """A broker, topics for one configuration, and workers."""
+    """A broker, topics for one configuration, and workers; `elasticsearch` is the URL of a node with its indices."""
 
     def __init__(
         self,
@@ -44,13 +44,18 @@ class Place:
         item_partitions: int = 1,
         agents: str = "both",
         session: float = SESSION,
+        elasticsearch: str | None = None,
     ) -> None:
         self.config, self.folder = config, folder
-        self.settings = Settings(brokers=broker, item_partitions=item_partitions, patches="topic")
+        patches = "none" if elasticsearch else "topic"  # patches go where there is a node, or else to their topic
+        self.settings = Settings(
+            brokers=broker, item_partitions=item_partitions, patches=patches, elasticsearch_urls=elasticsearch
+        )
         self.file = folder / "cco.toml"
         self.file.write_text(
             f'{toml}\n[kafka]\nbrokers = "{broker}"\n[worker]\nitem_partitions = {item_partitions}\n'
-            f'agents = "{agents}"\npatches = "topic"\nsession_timeout = "{session:.0f}s"\n'
+            f'agents = "{agents}"\npatches = "{patches}"\nsession_timeout = "{session:.0f}s"\n'
+            + (f'[elasticsearch]\nurls = "{elasticsearch}"\n' if elasticsearch else "")
         )
         asyncio.run(create_topics(config, self.settings, replicas=1))
         self.vocabularies = (Vocabulary(), Vocabulary())  # of whoever sends events

@@ -29,6 +29,12 @@ def status_bytes(key: str, process: int | str = "self") -> int:
     raise RuntimeError(f"no {key} in /proc/{process}/status: memory can be measured on Linux only")
 
 
+def cpu_seconds(process: int | str = "self") -> float:
+    """Of all threads of a process since its beginning, in the kernel too."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Bench:
     """What a task is given: where the inputs are, and how to account for its time and memory."""
 

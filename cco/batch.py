@@ -6,7 +6,7 @@ kernel of `llr` and the columns of `cco.rows`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -98,16 +98,21 @@ def rebuild(
     items: Vocabulary,
     threads: int = 1,
     fold_every: int = FOLD_EVERY,
+    *,
+    start: Histories | None = None,
+    folded: Callable[[Histories], None] = lambda histories: None,
 ) -> Model:
     """The model of the events in `batches`, whose users and items are positions in the vocabularies.
 
     A batch that comes with its source partition was read from that one's log, where a clock event moves the time
     of this partition alone; in others a clock event stands for one in every partition.
+    A rebuild can go on where another one was: each time that all batches taken so far are in histories, `folded` is
+    called with these, and they are a later rebuild's `start`, with vocabularies that begin with what these had.
     The vocabularies may grow while `batches` is being consumed. Memory: what is retained (8 bytes an
     entry), twice while folding, and about 32 bytes for each of `fold_every` events, or of half as many as
     are retained if that is more. The result depends on neither `fold_every`, `threads` nor the batches.
     """
-    histories = Histories.none(config.retention.source_partitions)
+    histories = start or Histories.none(config.retention.source_partitions)
     held: list[SourceBatch] = []
     size = 0
     for batch in batches:
@@ -116,6 +121,7 @@ def rebuild(
         if size >= max(fold_every, histories.items.size // 2):
             histories = fold(histories, held, config, users, items)
             held, size = [], 0
+            folded(histories)
     histories = fold(histories, held, config, users, items)
     del held
     matrices = _matrices(config, histories, len(users), len(items))

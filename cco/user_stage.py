@@ -121,10 +121,9 @@ class UserStage:
         return found
 
     def tell_all(self) -> None:
-        """Let `untold` name every user who has a history, once."""
+        """Let `untold` name every user once, also those of whom nothing is left: nobody knows who was told of that."""
         self._fit()
-        flags = self._state.flags
-        flags |= self._have_history().astype(np.uint8) * np.uint8(UNTOLD)
+        self._state.flags[: len(self._users)] |= UNTOLD
 
     def retained(self) -> npt.NDArray[np.int64]:
         """(indicators,) retained interactions, of members and others."""

@@ -37,6 +37,10 @@ class FencedError(Exception):
         self.owner = owner
 
 
+class WriterClosedError(Exception):
+    """The writer was closed before the documents were stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Of a BulkQueue. Times are in seconds; documents and bytes are those that wait or are on their way."""

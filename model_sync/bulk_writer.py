@@ -38,6 +38,7 @@ from model_sync.bulk_types import (
     Rows,
     Statistics,
     Whole,
+    WriterClosedError,
     advice,
     outcome_of,
 )
@@ -70,10 +71,6 @@ _ACCEPT = {"accept": "application/json"}
 _JSON = {**_ACCEPT, "content-type": "application/json"}
 _NDJSON = {**_ACCEPT, "content-type": "application/x-ndjson"}
 _LONGEST_REASON = 500  # characters
-
-
-class WriterClosedError(Exception):
-    """The writer was closed before the documents were stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,9 +281,7 @@ class RowWriter(_Writer):
     ) -> None:
         super().__init__(client, index, True, limits, refused, troubled, chance)
 
-    async def put(
-        self, owner: Owner, documents: Sequence[RowDocument]
-    ) -> asyncio.Future[None]:
+    async def put(self, owner: Owner, documents: Sequence[RowDocument]) -> asyncio.Future[None]:
         """Accept documents; waits while the queue is full.
 
         The future ends when all of them, or what was put over them, are stored or refused. It raises FencedError if

@@ -28,6 +28,7 @@ from model_sync.elastic_mapping import (
     merged_meta,
     settings,
 )
+from model_sync.elastic_versions import LOCK, own_alias
 
 _FIRST = "-000001"
 _EXCLUDES_VECTORS = (9, 2)  # by default, see elasticsearch pull request 131907
@@ -83,7 +84,7 @@ def create(client: Elasticsearch, config: Config, names: IndexNames) -> Created:
     """
     done = Created()
     for kind in KINDS:
-        _create(client, getattr(names, kind), mapping(kind, config), done)
+        _create(client, getattr(names, kind), mapping(kind, config), done, has_own=kind == "items")
     return done
 
 
@@ -109,7 +110,7 @@ def describe(client: Elasticsearch, names: IndexNames) -> list[IndexDescription]
     return found
 
 
-def _create(client: Elasticsearch, alias: str, wanted: Mapped, done: Created) -> None:
+def _create(client: Elasticsearch, alias: str, wanted: Mapped, done: Created, has_own: bool) -> None:
     index, problem = _target(client, alias)
     if problem is not None and not problem.in_place:
         done.problems.append(problem)
@@ -128,7 +129,8 @@ def _create(client: Elasticsearch, alias: str, wanted: Mapped, done: Created) ->
         try:
             # With its alias at once, or a crash between the two would leave an index that nobody uses.
             given = {**settings(), **for_server(client)}
-            client.indices.create(index=index, mappings=wanted, settings=given, aliases={alias: {}})
+            aliases: dict[str, Any] = {alias: {}, **({own_alias(index): {}} if has_own else {})}
+            client.indices.create(index=index, mappings=wanted, settings=given, aliases=aliases)
         except BadRequestError as error:
             if reason(error)[0] != "resource_already_exists_exception":
                 raise
@@ -194,10 +196,19 @@ def _target(client: Elasticsearch, alias: str) -> tuple[str | None, Difference |
     return None, Difference(alias, "", wanted, "nothing", True)
 
 
+def served_index(client: Elasticsearch, alias: str) -> str | None:
+    """The index behind an alias; None: there is none yet. Raises ElasticProblem if the alias is wrong."""
+    index, problem = _target(client, alias)
+    if problem is not None and not problem.in_place:
+        raise ElasticProblem(str(problem))
+    return index
+
+
 def _unaliased(client: Elasticsearch, alias: str) -> list[str]:
-    """The indices that were made for an alias."""
-    there = client.indices.get_alias(index=f"{alias}{_VERSIONS}", allow_no_indices=True)
-    return sorted(index for index in there if _VERSION.fullmatch(index.removeprefix(alias)))
+    """The indices that were made for an alias, but for one that a rebuild is making."""
+    there = client.indices.get_alias(index=f"{alias}{_VERSIONS}", allow_no_indices=True).body
+    made = (index for index, of in there.items() if alias + LOCK not in of["aliases"])
+    return sorted(index for index in made if _VERSION.fullmatch(index.removeprefix(alias)))
 
 
 def _mapping(client: Elasticsearch, index: str) -> Mapped:

@@ -70,7 +70,9 @@ def demanded_settings() -> Mapped:
 
 
 def _meta(config: Config) -> Mapped:
-    return {"format": FORMAT, "indicators": list(config.indicator_names)}
+    # The properties that fields of their own are made from: under other names every document would have to be.
+    named = {"available": config.items.available, "expires": config.items.expires, "rank": config.items.rank}
+    return {"format": FORMAT, "indicators": list(config.indicator_names), "items": named}
 
 
 def _fields(config: Config, each: Mapped) -> Mapped:
@@ -151,10 +153,17 @@ def _meta_differences(where: str, wanted: Mapped, found: Mapped) -> Iterator[Dif
         return
     if meta.get("format") != wanted_meta["format"]:
         yield Difference(where, "_meta.cco.format", str(wanted_meta["format"]), str(meta.get("format")), False)
+    if meta.get("items") != wanted_meta["items"]:
+        named, has = (_named(of.get("items") or {}) for of in (wanted_meta, meta))
+        yield Difference(where, "_meta.cco.items", named, has, False)
     missing = [name for name in wanted_meta["indicators"] if name not in meta.get("indicators", ())]
     if missing:
         has = ", ".join(meta.get("indicators", ())) or "none"
         yield Difference(where, "_meta.cco.indicators", f"also {', '.join(missing)}", has, True)
+
+
+def _named(items: Mapped) -> str:
+    return ", ".join(f"{field} = {name!r}" for field, name in sorted(items.items())) or "nothing"
 
 
 def _field_differences(where: str, wanted: Mapped, found: Mapped) -> Iterator[Difference]:
@@ -198,4 +207,4 @@ def merged_meta(wanted: Mapped, found: Mapped) -> Mapped:
     """`_meta` that names the indicators of both: those of the index have fields, whether wanted still or not."""
     had: list[str] = found["_meta"]["cco"]["indicators"]
     new = [name for name in wanted["_meta"]["cco"]["indicators"] if name not in had]
-    return {"cco": {**wanted["_meta"]["cco"], "indicators": [*had, *new]}}
+    return {"cco": {**found["_meta"]["cco"], **wanted["_meta"]["cco"], "indicators": [*had, *new]}}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +19,7 @@ from elasticsearch import AsyncElasticsearch
 
 from cco.config import Config
 from cco.event_data import ItemChange
+from model_sync.bulk_types import WriterClosedError
 from model_sync.elastic_client import ElasticProblem, elastic_errors
 from model_sync.elastic_documents import identity, metadata_fields, properties_of
 from model_sync.metadata import change_problem
@@ -189,24 +191,40 @@ class MetadataWriter:
     def __init__(self, client: AsyncElasticsearch, index: str, config: Config) -> None:
         """`index`: the alias; written to a name that is none, Elasticsearch would make an index of that name."""
         self._client, self._index, self._config = client, index, config
+        self._closed = asyncio.Event()
         self.trouble: str | None = None  # why nothing can be written just now
+
+    def close(self) -> None:
+        """The index is written no more: whoever waits, or begins to write, gets a WriterClosedError."""
+        self._closed.set()
 
     async def write(self, changes: Iterable[PositionedChange]) -> list[Refusal]:
         """Make changes, those of an item in their order; returns those that are refused, which harm no other.
 
         Waits as long as Elasticsearch, or the index, is not there or overloaded; `trouble` says so meanwhile.
+        Raises WriterClosedError.
         """
         given = list(changes)
         wait = FIRST_WAIT
         while True:
+            self._check()
             try:
                 refused = await self._write(given)
                 self.trouble = None
                 return refused
             except ElasticProblem as error:
                 self.trouble = str(error)
-            await asyncio.sleep(wait * (0.5 + random.random() / 2))
+            await self._sleep(wait * (0.5 + random.random() / 2))
             wait = min(2 * wait, LONGEST_WAIT)
+
+    async def _sleep(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), seconds)
+        self._check()
+
+    def _check(self) -> None:
+        if self._closed.is_set():
+            raise WriterClosedError(f"{self._index}: the writer is closed")
 
     async def _write(self, changes: Sequence[PositionedChange]) -> list[Refusal]:
         steps = write(self._config, changes)
@@ -218,7 +236,7 @@ class MetadataWriter:
                 except StopIteration as done:
                     return cast(list[Refusal], done.value)
                 if isinstance(step, Wait):
-                    await asyncio.sleep(step.seconds)
+                    await self._sleep(step.seconds)
                     answer = None
                 elif isinstance(step, Read):
                     found = await self._client.mget(index=self._index, ids=step.ids, source_includes=SOURCE)

@@ -84,7 +84,8 @@ def plan(query: Query, config: Config) -> Plan:
             return hits
         matched = query.offset + len(hits) if hits or not query.offset else int(answer["hits"]["total"]["value"])
     if query.backfill is not None:
-        answer = _checked((yield [asked.second_tier(terms, max(0, query.offset - matched), query.num - len(hits))]))[0]
+        first = max(0, query.offset - matched)
+        answer = _checked((yield [asked.second_tier(terms, first, query.num - len(hits), hits)]))[0]
         hits += [asked.hit(found, None) for found in _hits(answer)]
     return hits
 
@@ -161,11 +162,15 @@ class _Asked:
         # How many there are is of interest only to a page that begins behind the last of them.
         return self._page(matched, self.query.offset, self.query.num, self.query.offset or False, terms)
 
-    def second_tier(self, terms: list[_Term], first: int, number: int) -> Body:
-        """Hits `first` to `first + number - 1` of those that match none of the terms."""
+    def second_tier(self, terms: list[_Term], first: int, number: int, shown: list[Hit]) -> Body:
+        """Hits `first` to `first + number - 1` of those that match none of the terms.
+
+        This is another search, which may see later documents: what the page has already it must not find again.
+        """
+        never = [*(term.scored() for term in terms), {"terms": {"id": [hit.item for hit in shown]}}]
         there = {"bool": {"should": [{"term": {"known": True}}, {"term": {f"filled.{PRIORS}": True}}]}}
         name = backfill_prior(self.query, self._config)
-        rest = partial(self._bool, also=[there], never=[term.scored() for term in terms])
+        rest = partial(self._bool, also=[there], never=never)
         if name in _VALUE_OF:
             value = {"field_value_factor": {"field": _VALUE_OF[name], "missing": 0}}
             ranked = {"function_score": {"query": rest(), "functions": [value], "boost_mode": "replace"}}

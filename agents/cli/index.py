@@ -94,6 +94,24 @@ def describe(
         raise NothingFound(f"Elasticsearch at {where} has none of the indices: `cco index create` makes them")
 
 
+@app.command("rollback")
+def rollback(
+    file: SettingsFile = None, urls: Urls = None, index_prefix: IndexPrefix = None, json: JsonFlag = False
+) -> None:
+    """Serve the index of items that was served before the last swap, at once. Once more takes it back.
+
+    Agents that are alive bring it up to date: it is for a rebuild that went wrong while they are not.
+    """
+    from model_sync import elastic_versions
+
+    with _connected(file, urls, index_prefix, "going back to the previous index") as (client, config, names, _):
+        before, after = elastic_versions.rollback(client, config, names)
+    if json:
+        print_json({"before": before, "now": after})
+    else:
+        print(f"{after} is served as {names.items}; {before} is kept")
+
+
 @contextmanager
 def _connected(
     file: Any, urls: str | None, index_prefix: str | None, doing: str

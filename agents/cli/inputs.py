@@ -43,11 +43,14 @@ class Intake:
     """Counts what is read, and shows or writes down what is rejected.
 
     `strict` turns any rejected record into an error, at the end. `appending` keeps the dead letters that are there.
+    `records`: what is read; `hint`: a question for who has given nothing else than rejected records.
     """
 
     strict: bool = False
     dead_letters: Path | None = None
     appending: bool = False
+    records: str = "events"
+    hint: str = "do the columns and event types fit the configuration?"
     accepted: int = 0
     rejected: int = 0
     item_changes: int = 0
@@ -63,7 +66,7 @@ class Intake:
                 self.accepted += len(chunk.batch)
                 self.item_changes += len(chunk.item_changes)
                 self._reject(chunk.rejections, letters)
-                bar(chunk.bytes_read, chunk.bytes_total, f"{self.accepted:,} events")
+                bar(chunk.bytes_read, chunk.bytes_total, f"{self.accepted or self.item_changes:,} {self.records}")
                 self.ended = time.perf_counter()
 
             yield take
@@ -100,9 +103,7 @@ class Intake:
             records += f"; all are in {self.dead_letters}"
         empty = not self.accepted + self.item_changes + resumed
         if self.rejected and empty:
-            raise UsageProblem(
-                f"{records}, and there is no other: do the columns and event types fit the configuration?"
-            )
+            raise UsageProblem(f"{records}, and there is no other: {self.hint}")
         if self.rejected and self.strict:
             raise UsageProblem(f"{records} (--strict)")
         if rejected_before and self.strict:

@@ -11,16 +11,21 @@ from contextlib import suppress
 
 import typer
 
+from agents.cli.archive import app as archive
+from agents.cli.audit import audit
 from agents.cli.common import DIFFERENT, INTERNAL, OK, USAGE, NothingFound, UsageProblem
 from agents.cli.config import config
 from agents.cli.dead_letters import app as dead_letters
 from agents.cli.index import app as index
 from agents.cli.ingest import ingest
 from agents.cli.inspection import compare, inspect
-from agents.cli.models import rebuild, replay
+from agents.cli.items import app as items
+from agents.cli.models import replay
 from agents.cli.patches import patches
 from agents.cli.queries import explain, recommend
+from agents.cli.rebuild import rebuild
 from agents.cli.serve import serve
+from agents.cli.status import status
 from agents.cli.system import demo, doctor
 from agents.cli.topics import app as topics
 from agents.cli.worker import worker
@@ -45,10 +50,13 @@ app = typer.Typer(
 )
 for command in (
     demo, replay, rebuild, recommend, explain, inspect, compare, doctor, config, ingest, patches, worker, serve,
+    status, audit,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(topics, name="topics")
 app.add_typer(index, name="index")
+app.add_typer(archive, name="archive")
+app.add_typer(items, name="items")
 app.add_typer(dead_letters, name="dead-letters")
 
 
@@ -58,8 +66,9 @@ def _report(message: str) -> None:
     print("\n".join(f"cco: error: {line}" for line in message.splitlines()), file=sys.stderr)
 
 
-def _input_errors() -> tuple[type[Exception], ...]:
+def input_errors() -> tuple[type[Exception], ...]:
     """What says in its message what is wrong with the input; known only once something else imported it."""
+    from agents.archive import ArchiveError
     from agents.demo_data import DemoDataMissing
     from agents.state_errors import StateError
     from agents.streams import InputError
@@ -82,7 +91,7 @@ def _input_errors() -> tuple[type[Exception], ...]:
         of_elasticsearch = (ElasticProblem,)
     return (
         ConfigError, DemoDataMissing, InputError, LimitError, MetadataError, QueryError, StateError, VocabularyError,
-        *of_kafka, *of_elasticsearch,
+        ArchiveError, *of_kafka, *of_elasticsearch,
     )  # fmt: skip
 
 
@@ -128,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             extra = "streaming-cco[elasticsearch]"
             _report(f"this needs the package {package}, which is not installed: pip install '{extra}'")
             return USAGE
-        if isinstance(error, _input_errors()):
+        if isinstance(error, input_errors()):
             _report(str(error))
             return USAGE
         what = str(error).partition("\n")[0]

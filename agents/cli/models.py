@@ -1,11 +1,10 @@
-"""`cco replay` and `cco rebuild`: a model from events, by the stream and in batch."""
+"""`cco replay`: a model from events, by the stream; and what it shares with `cco rebuild`."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,16 +21,11 @@ from agents.cli.common import (
     progress,
     size_text,
 )
-from agents.cli.config import Brokers, TopicPrefix
 from agents.cli.inputs import STANDARD_OUTPUT, Intake, check_outputs, load_config, write_model
 
 if TYPE_CHECKING:
     from agents.engine import Engine
-    from agents.files import Chunk
     from agents.replay import ReplaySummary
-    from agents.settings import Settings
-    from cco.batch_fold import SourceBatch
-    from cco.events import EventParser
 
 ModelOut = Annotated[
     str | None,
@@ -46,102 +40,6 @@ DeadLetters = Annotated[
     typer.Option("--dead-letters", metavar="FILE", help="Write every rejected record there, with place and reason."),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Rejected records are an error: exit code 2 and no model.")]
-
-
-def rebuild(
-    events: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="EVENTS", help="As for replay; or --log.", show_default=False),
-    ] = None,
-    log: Annotated[
-        bool, typer.Option("--log", help="Read the topic `interactions` instead, from its beginning.")
-    ] = False,
-    end_offsets: Annotated[
-        str | None,
-        typer.Option(
-            "--end-offsets",
-            metavar="P:N,... or FILE",
-            help="Where to end in each partition; a file holds JSON, as `cco ingest --json` prints.",
-            show_default=False,
-        ),
-    ] = None,
-    brokers: Brokers = None,
-    topic_prefix: TopicPrefix = None,
-    config: ConfigFile = None,
-    model: ModelOut = None,
-    exact: Exact = False,
-    threads: Threads = 1,
-    dead_letters: DeadLetters = None,
-    strict: Strict = False,
-    json: JsonFlag = False,
-) -> None:
-    """Compute the model in batch, without the stream's code: what `cco replay` and workers are compared with."""
-    from agents.settings import load_settings
-    from cco.batch import rebuild as compute
-    from cco.events import EventParser
-    from cco.model_file import encode
-    from cco.vocabulary import Vocabulary
-    from model_sync.metadata import change_problem
-
-    if log == bool(events):
-        raise UsageProblem("name what to read: either EVENTS or --log")
-    if not log and (end_offsets or brokers or topic_prefix):
-        raise UsageProblem("--end-offsets, --brokers and --topic-prefix go with --log")
-    check_outputs(model, json, dead_letters, events or (), config)
-    kafka: Settings | None = None
-    if log:
-        settings, kafka = load_settings(config, {"brokers": brokers, "topic_prefix": topic_prefix})
-    else:
-        settings = load_config(config)
-    users, items = Vocabulary(), Vocabulary()
-    parser = EventParser(settings, users, items, change_problem)
-    intake, offsets = Intake(strict, dead_letters), dict[str, int]()
-    begin = time.perf_counter()
-    with progress("reading", quiet=json) as bar:
-
-        def batches() -> Iterator[SourceBatch]:
-            if kafka is None:
-                yield from intake.read(events or (), parser, bar)
-            else:
-                with intake.taking(bar) as take:
-                    yield from _of_log(kafka, parser, end_offsets, take, offsets)
-            bar(1, None, "computing the rows")
-
-        computed = compute(settings, batches(), users, items, threads=threads)
-        intake.conclude()
-        size = 0
-        if model is not None:
-            bar(1, None, "writing the model")
-            rows = computed.exact_rows() if exact else computed.rows()
-            size = write_model(model, encode(rows, items, settings))
-    report = {
-        "events": intake.accepted,
-        "rejected": intake.rejected,
-        "users": len(users),
-        "items": len(items),
-        "users_in_u": computed.n_users,
-        "rows": len(computed.rows()),
-        "model_bytes": size,
-        "seconds": round(time.perf_counter() - begin, 3),
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
-    _show(report | {"offsets": offsets} if log else report, model, json)
-
-
-def _of_log(
-    kafka: Settings, parser: EventParser, ends: str | None, take: Callable[[Chunk], None], offsets: dict[str, int]
-) -> Iterator[SourceBatch]:
-    """What the topic says; `offsets` learns how far each partition was read. Raises KafkaProblem, UsageProblem."""
-    from agents.kafka_log import OffsetsError, parse_ends, read_log
-
-    try:
-        wanted = None if ends is None else parse_ends(ends)
-    except OffsetsError as error:
-        raise UsageProblem(f"--end-offsets: {error}") from None
-    for chunk in read_log(kafka, parser, wanted):
-        take(chunk)
-        offsets[str(chunk.file)] = chunk.record
-        yield chunk.file, chunk.batch
 
 
 def replay(
@@ -202,7 +100,7 @@ def replay(
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    _show(report, model, json)
+    show(report, model, json)
 
 
 def _figures(engine: Engine, done: ReplaySummary) -> dict[str, Any]:
@@ -234,6 +132,7 @@ _LABELS = {
     "rejected": "records rejected",
     "applied": "applied, by source",
     "resumed_records": "records read before",
+    "reading_seconds": "reading",
     "users_in_u": "users in U",
     "rows": "rows of the model",
     "rows_published": "rows published",
@@ -246,11 +145,13 @@ _LABELS = {
 }
 
 
-def _number(value: float) -> str:
-    return f"{value:,.3f} s" if isinstance(value, float) else f"{value:,}"
+def _number(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3f} s"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _show(report: dict[str, Any], model: str | None, json: bool) -> None:
+def show(report: dict[str, Any], model: str | None, json: bool) -> None:
     """The summary: JSON, or a line for each number; on stderr where stdout holds the model."""
     if json:
         print_json(report)

@@ -10,6 +10,7 @@ GET  /openapi.json     all of this, with examples
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -22,13 +23,14 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from cco.config import Config
 from model_sync.contract import QueryError
 from model_sync.service import openapi
-from model_sync.service.auth import ApiKey, Keys, Scope
-from model_sync.service.limits import BODY_KEY, Gate, Limits
+from model_sync.service.auth import ApiKey, Keys, Scope, presented_key
+from model_sync.service.limits import Gate, Limits, read_body
 from model_sync.service.metrics import ServiceMetrics
 from model_sync.service.models import (
     MAX_RECORDS,
@@ -45,8 +47,10 @@ from model_sync.service.service import Service, utc_now
 from model_sync.service.store import EventSink, Store, StoreProblem
 
 JSON = "application/json"
-GUARDED: Mapping[str, Scope] = {"/recommendations": "read", "/events": "write", "/metrics": "read"}
+PATHS = frozenset(("/recommendations", "/events", "/health", "/ready", "/metrics"))
 UNLIMITED = frozenset(("/health", "/ready", "/metrics"))
+WRITES = frozenset(("/events", "/events.json", "/batch/events.json"))  # here and at the doors
+LOOK_EVERY = 1.0  # seconds between two looks at whether the store is ready
 RETRY_AFTER = 2  # seconds, while the store is away
 TELL_EVERY = 10.0  # seconds between two lines in the log about that
 
@@ -66,17 +70,20 @@ def make_service(
     registry: CollectorRegistry | None = None,
     health: Callable[[], Sequence[str]] = tuple,
     now: Callable[[], str] = utc_now,
+    model_age: Callable[[], float | None] = lambda: None,
     doors: Sequence[Door] = (),
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     """The service as an ASGI application; `app.state.service` is what it does.
 
     Without `keys` everybody may do everything: whoever listens with it sees to it that only this machine can
-    reach it. `health` tells what has failed and will not mend itself. `doors` make further routes over the same
+    reach it. `health` tells what has failed and will not mend itself, `model_age` for how many seconds events may be
+    missing in the model. `doors` make further routes over the same
     service; they check keys themselves. Raises KeyProblem.
     """
     metrics = ServiceMetrics(registry or CollectorRegistry())
-    service = Service(config, store, events, Keys(keys), metrics, now)
+    metrics.follow_model_age(model_age)
+    service = Service(config, store, events, Keys(keys), metrics, now, model_age)
     app = FastAPI(
         title="streaming-cco", version="1", docs_url=None, redoc_url=None, lifespan=lifespan,
         description="Recommendations from live histories. Errors are problem details (RFC 9457) that name the field.",
@@ -88,7 +95,7 @@ def make_service(
     _answer_errors(app)
     openapi.describe(app, config, bool(keys))
     app.add_middleware(
-        Gate, limits=limits or Limits(), keys=service.keys, guarded=GUARDED, unlimited=UNLIMITED, metrics=metrics
+        Gate, limits=limits or Limits(), known=PATHS, unlimited=UNLIMITED, writes=WRITES, metrics=metrics
     )
     return app
 
@@ -98,22 +105,48 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(encode(value), status, media_type=JSON)
 
 
-def body_of(request: Request) -> bytes:
-    """The body, which the gate has read. Raises Problem unless it says that it is JSON."""
+def check_key(service: Service, request: Request, scope: Scope) -> None:
+    """Raises Problem unless the request's key allows this. Before anything of the body is read."""
+    service.keys.check(presented_key(request.headers), scope)
+
+
+async def body_of(request: Request) -> bytes:
+    """The body. Raises Problem unless it says that it is JSON, and where it is too much."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != JSON:
         # also for safety: a page in a browser may send anything else to any address without being asked
         raise Problem(415, "media-type", f"the body must be JSON: send it with Content-Type: {JSON}")
-    body: bytes = request.scope[BODY_KEY]
-    return body
+    return await read_body(request)
+
+
+class _Readiness:
+    """What the store says of itself: one look at a time, and not oftener than LOOK_EVERY, however many ask."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._looking = asyncio.Lock()
+        self._looked = -math.inf
+        self._problem: str | None = None
+
+    async def problem(self) -> str | None:
+        async with self._looking:
+            if time.monotonic() - self._looked >= LOOK_EVERY:
+                try:
+                    self._problem = await self._store.problem()
+                except StoreProblem as error:
+                    self._problem = str(error)
+                self._looked = time.monotonic()
+            return self._problem
 
 
 def _routes(service: Service, health: Callable[[], Sequence[str]]) -> APIRouter:
     router = APIRouter()
+    readiness = _Readiness(service.store)
 
     async def recommendations(request: Request) -> Response:
         """The best items for a user, an item, a basket, a history, or for anybody."""
-        body = body_of(request)
+        check_key(service, request, "read")
+        body = await body_of(request)
         try:
             question = decode_question(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -122,7 +155,8 @@ def _routes(service: Service, health: Callable[[], Sequence[str]]) -> APIRouter:
 
     async def events(request: Request) -> Response:
         """Take interactions, deletions and changes of items. 207 says that some records were rejected, 422 all."""
-        records = records_of(body_of(request))
+        check_key(service, request, "write")
+        records = records_of(await body_of(request))
         verdicts = await service.accept(records)
         rejected = [Rejected(k, problem) for k, problem in enumerate(verdicts) if problem is not None]
         if rejected and len(rejected) == len(verdicts):
@@ -138,16 +172,14 @@ def _routes(service: Service, health: Callable[[], Sequence[str]]) -> APIRouter:
     async def ready() -> Response:
         """Whether questions can be answered."""
         problems = list(health())
-        try:
-            problem = await service.store.problem()
-        except StoreProblem as error:
-            problem = str(error)
+        problem = await readiness.problem()
         if problem is not None:
             problems.append(problem)
         return json_response(Verdict(not problems, problems), 503 if problems else 200)
 
     async def metrics(request: Request) -> Response:
         """For Prometheus."""
+        check_key(service, request, "read")
         body, kind = service.metrics.exposition(request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": kind})
 
@@ -214,6 +246,10 @@ def _answer_errors(app: FastAPI) -> None:
     async def defect(request: Request, error: Exception) -> Response:
         return Problem(500, "internal", f"an internal error, please report it: {type(error).__name__}").response()
 
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it: the client left before its body was whole
+
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Problem, problem)
     app.add_exception_handler(QueryError, query)
     app.add_exception_handler(StoreProblem, store)

@@ -1,7 +1,7 @@
-"""The gate before the service: keys, sizes, depth of JSON, and how many requests are answered at a time.
+"""What one service takes: sizes, depth of JSON, and how many requests are answered at a time.
 
-What can be refused is refused before it is read: an unknown key before the body, a large body by its declared
-length, or else as soon as it has grown beyond the limit.
+What can be refused is refused before it is read: a large body by its declared length, or else as soon as it has grown
+beyond the limit. A route asks for the body (`read_body`) once it has looked at the key.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Set
 from dataclasses import dataclass
 
 import numpy as np
-from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model_sync.service import auth
 from model_sync.service.metrics import OTHER, ServiceMetrics
 from model_sync.service.problems import BODY, Part, Problem
 
-BODY_KEY = "cco.body"  # of the ASGI scope: the whole body, read already
+LIMITS_KEY = "cco.limits"  # of the ASGI scope
 _BODILESS = ("GET", "HEAD", "OPTIONS")
 _TEXTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)  # linear, whatever the body is
 _OPENING, _CLOSING = (b"[", b"{"), (b"]", b"}")
@@ -50,23 +49,24 @@ def deeper_than(limit: int, body: bytes) -> bool:
 
 
 class Gate:
-    """ASGI middleware. `guarded`: the scope that a path needs. `unlimited`: paths that are answered however much is
-    going on.
+    """ASGI middleware. `known`: paths that metrics name. `unlimited`: those that are answered to GET however much is
+    going on. `writes`: those that take events; they have slots of their own, so that waiting for whoever takes the
+    events keeps nobody from asking.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         limits: Limits,
-        keys: auth.Keys,
-        guarded: Mapping[str, auth.Scope],
-        unlimited: frozenset[str],
+        known: Set[str],
+        unlimited: Set[str],
+        writes: Set[str],
         metrics: ServiceMetrics,
     ) -> None:
-        self._app, self._limits, self._keys, self._metrics = app, limits, keys, metrics
-        self._guarded, self._unlimited = guarded, unlimited
-        self._answering = 0
-        metrics.in_flight.set_function(lambda: self._answering)
+        self._app, self._limits, self._metrics = app, limits, metrics
+        self._known, self._unlimited, self._writes = known, unlimited, writes
+        self._answering = {False: 0, True: 0}  # by: is it a write
+        metrics.in_flight.set_function(lambda: sum(self._answering.values()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,80 +80,63 @@ class Gate:
                 status = message["status"]
             await send(message)
 
-        self._answering += 1
+        path = scope["path"]
+        write = path in self._writes
+        self._answering[write] += 1
         try:
-            await self._answer(scope, receive, sending)
+            self._admit(path, scope["method"], self._answering[write])
+            scope[LIMITS_KEY] = self._limits
+            await self._app(scope, receive, sending)
         except Problem as problem:
             await problem.response()(scope, receive, sending)
         except BaseException:
             status = 500 if status == 499 else status
             raise
         finally:
-            self._answering -= 1
+            self._answering[write] -= 1
             # the router leaves in the scope what it found; what it did not find is not worth a series of its own
-            path = scope["path"]
-            label = path if path in self._guarded else getattr(scope.get("route"), "path", OTHER)
+            label = path if path in self._known else getattr(scope.get("route"), "path", OTHER)
             self._metrics.answered(label, status, time.perf_counter() - began)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        if path not in self._unlimited and self._answering > self._limits.requests:
+    def _admit(self, path: str, method: str, answering: int) -> None:
+        """Raises Problem."""
+        if not path.isprintable():  # a router may take "/events" and a line break for "/events"
+            raise Problem(404, "path", "there is nothing at a path with control characters")
+        if answering > self._limits.requests and not (path in self._unlimited and method in _BODILESS):
             raise Problem(
                 503,
                 "busy",
                 f"{self._limits.requests} requests are being answered already: try again soon",
                 headers={"Retry-After": str(self._limits.retry_after)},
             )
-        needed = self._guarded.get(path)
-        headers = Headers(scope=scope)
-        if needed is not None:
-            self._keys.check(auth.presented_key(headers), needed)
-        if scope["method"] in _BODILESS:
-            await self._app(scope, receive, send)
-            return
-        body = await self._body(headers, receive)
-        if body is None:
-            return
-        if deeper_than(self._limits.depth, body):
-            detail = f"is nested deeper than {self._limits.depth} arrays and objects"
-            raise Problem(400, "depth", f"the body {detail}", [Part(BODY, detail)])
-        scope[BODY_KEY] = body
-        given = False
 
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, again, send)
+async def read_body(request: Request) -> bytes:
+    """The whole body of a request that came through a `Gate`. Raises Problem, ClientDisconnect."""
+    limits: Limits = request.scope[LIMITS_KEY]
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limits.body:
+        raise _too_large(limits)
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.reading):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.body:
+                    raise _too_large(limits)
+                parts.append(part)
+    except TimeoutError:
+        seconds = limits.reading
+        raise Problem(
+            408, "slow", f"the body did not come within {seconds:g} s", headers={"Connection": "close"}
+        ) from None
+    body = b"".join(parts)
+    if deeper_than(limits.depth, body):
+        detail = f"is nested deeper than {limits.depth} arrays and objects"
+        raise Problem(400, "depth", f"the body {detail}", [Part(BODY, detail)])
+    return body
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The whole body; None if the client went away. Raises Problem."""
-        declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > self._limits.body:
-            raise self._too_large()
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(self._limits.reading):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size > self._limits.body:
-                        raise self._too_large()
-                    parts.append(part)
-                    if not message.get("more_body", False):
-                        return parts[0] if len(parts) == 1 else b"".join(parts)
-        except TimeoutError:
-            seconds = self._limits.reading
-            raise Problem(
-                408, "slow", f"the body did not come within {seconds:g} s", headers={"Connection": "close"}
-            ) from None
 
-    def _too_large(self) -> Problem:
-        detail = f"is larger than {self._limits.body} bytes"
-        return Problem(413, "size", f"the body {detail}", [Part(BODY, detail)], {"Connection": "close"})
+def _too_large(limits: Limits) -> Problem:
+    detail = f"is larger than {limits.body} bytes"
+    return Problem(413, "size", f"the body {detail}", [Part(BODY, detail)], {"Connection": "close"})

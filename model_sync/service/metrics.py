@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -39,6 +40,16 @@ class ServiceMetrics:
             self.events.labels(result)
         self._requests_of: dict[tuple[str, int], Counter] = {}  # looking a series up by labels is slow
         self._seconds_of: dict[str, Histogram] = {}
+
+    def follow_model_age(self, model_age: Callable[[], float | None]) -> None:
+        """Tell it whenever somebody looks; NaN while it is not known."""
+
+        def value() -> float:
+            age = model_age()
+            return math.nan if age is None else age
+
+        text = "Time since which events may be missing in the model."
+        Gauge("cco_model_age_seconds", text, registry=self.registry).set_function(value)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """A request has its answer."""

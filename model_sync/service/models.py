@@ -129,11 +129,15 @@ class Recommended(Struct):
 
 
 class Answer(Struct):
-    """The best items, best first. `history` is how many history items the question was asked with."""
+    """The best items, best first. `history` is how many history items the question was asked with.
+
+    `model_age`: seconds since which events may be missing in the model; left out while that is not known.
+    """
 
     recommendation_id: str
     items: list[Recommended]
     history: int
+    model_age: float | UnsetType = UNSET
 
 
 class Rejected(Struct):
@@ -190,6 +194,7 @@ ANSWER_EXAMPLE = {
         {"item": "i7", "score": 0.0, "properties": {}, "backfill": 31.0},
     ],
     "history": 1,
+    "model_age": 0.4,
 }  # fmt: skip
 EVENT_EXAMPLES = {
     "interaction": {

@@ -97,13 +97,13 @@ def prediction_io_router(service: Service) -> APIRouter:
     @router.post("/events.json", status_code=201, summary="One event", openapi_extra=_EVENT)
     @in_its_form
     async def event(request: Request) -> Response:
-        outcome = (await _accept(service, [_body(request, service.keys)]))[0]
+        outcome = (await _accept(service, [await _body(request, service.keys)]))[0]
         return json_answer(outcome.pop("status"), outcome)
 
     @router.post("/batch/events.json", summary=f"Up to {MAX_BATCH} events", openapi_extra=_BATCH)
     @in_its_form
     async def batch(request: Request) -> Response:
-        records = _body(request, service.keys)
+        records = await _body(request, service.keys)
         if not isinstance(records, list):
             raise Problem(400, "invalid", "the body must be a list of events")
         if len(records) > MAX_BATCH:
@@ -132,13 +132,13 @@ def prediction_io_router(service: Service) -> APIRouter:
     return router
 
 
-def _body(request: Request, keys: Keys) -> Any:
+async def _body(request: Request, keys: Keys) -> Any:
     """What the body says. Raises Problem."""
     check_access(request, keys, "write")
     if "channel" in request.query_params:
         raise Problem(400, "invalid", "Invalid channel: there are no channels here; leave it out")
     try:
-        return decode_any(body_of(request))
+        return decode_any(await body_of(request))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise of_decoding(error) from None
 

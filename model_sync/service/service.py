@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from msgspec import UNSET
+
 from cco.config import Config
 from model_sync.contract import Hit, Query
 from model_sync.service.auth import Keys
@@ -39,7 +41,7 @@ def new_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service: its doors share it. `now` gives the date of questions that name none."""
+    """One service: its doors share it. `now` gives the date of questions that name none, `model_age` seconds."""
 
     config: Config
     store: Store
@@ -47,6 +49,7 @@ class Service:
     keys: Keys
     metrics: ServiceMetrics
     now: Callable[[], str] = utc_now
+    model_age: Callable[[], float | None] = lambda: None
 
     async def recommend(self, question: Question) -> Answer:
         """Answer a question. Raises QueryError, StoreProblem."""
@@ -55,7 +58,9 @@ class Service:
         query = query_of(question, self.config, dict(own), self.now())
         given, hits = await self.search(query)
         asked = sum(map(len, query.history.values()))
-        return Answer(given, [_recommended(hit, question.explain) for hit in hits], asked)
+        age = self.model_age()
+        items = [_recommended(hit, question.explain) for hit in hits]
+        return Answer(given, items, asked, UNSET if age is None else round(age, 1))
 
     async def search(self, query: Query) -> tuple[str, list[Hit]]:
         """The recommendation_id of this answer and the best hits; counts and logs them. Raises as `Store.search`."""

@@ -45,8 +45,9 @@ def _router(service: Service, defaults: Defaults, needs_key: bool) -> APIRouter:
     async def queries(request: Request) -> Response:
         if needs_key:
             check_access(request, service.keys, "read")
-        body = await request.body()
-        asked = parse_query(body and body_of(request))  # for {} the SDK sends no body, and so no media type
+        # for {} the SDK sends no body, and so no media type
+        is_empty = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+        asked = parse_query(b"" if is_empty else await body_of(request))
         known = asked.user and id_problem(asked.user) is None
         history = await service.store.history(asked.user) if asked.user and known else _NOBODY
         query = translate(asked, history, service.config, service.now(), defaults)

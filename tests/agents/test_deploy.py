@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -10,11 +11,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from agents import elastic_publishing
 from agents.cli.main import main
-from agents.metrics import MODES, Metrics
+from agents.elastic_publishing import _COUNTED as OUTCOMES
+from agents.metrics import Metrics
+from agents.modes import MODES
+from agents.serve_settings import ServeSettings, load_serve_settings
 from agents.settings import SECRETS, TABLE_OF, Settings, load_all
+from model_sync.service.metrics import ServiceMetrics
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+WRITERS = re.findall(r'(Gauge|Counter)MetricFamily\(\s*"(cco_\w+)"', inspect.getsource(elastic_publishing))
 SECRET = {"CCO_SASL_PASSWORD": "secret", "CCO_ELASTICSEARCH_PASSWORD": "secret"}
 
 
@@ -51,8 +58,11 @@ def test_alerts_are_on_metrics_that_there_are() -> None:
     metrics = Metrics(CollectorRegistry())
     metrics.own_source(0)
     metrics.own_item_partition(0)
+    ServiceMetrics(metrics.registry).answered("/recommendations", 500, 0.1)
     families = {family.name: family for family in text_string_to_metric_families(metrics.exposition()[0].decode())}
     names = {f"{name}_total" if family.type == "counter" else name for name, family in families.items()}
+    names |= {f"{name}_total" if kind == "Counter" else name for kind, name in WRITERS}
+    names |= {sample.name for family in families.values() for sample in family.samples}
     expressions = re.findall(r"expr: (.*)$", (DEPLOY / "alerts.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(expressions) >= 6
     for expression in expressions:
@@ -60,9 +70,13 @@ def test_alerts_are_on_metrics_that_there_are() -> None:
         assert used <= names, expression
         for mode in re.findall(r'mode="(\w+)"', expression):
             assert mode in MODES
+        for outcome in re.findall(r'outcome="(\w+)"', expression):
+            assert outcome in OUTCOMES
     watched = " ".join(expressions)
     for subject in ("lag_records", "staleness_seconds", "gaps_total", "dead_letters_total", "snapshot_age", "mode"):
         assert f"cco_{subject}" in watched
+    jobs = re.findall(r"job_name: (\S+)", (DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
+    assert set(re.findall(r'job="([\w-]+)"', watched)) == set(jobs)
 
 
 def test_the_service_starts_a_worker_with_options_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +92,40 @@ def test_the_service_starts_a_worker_with_options_that_there_are(capsys: pytest.
     settings = load_all(None, values, {}).settings
     targets = re.findall(r"localhost:(\d+)", (DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
     assert str(settings.monitor_port) in targets
+
+
+def test_the_query_service_starts_with_options_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    unit = (DEPLOY / "cco-serve.service").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    options = shlex.split(command)
+    assert options[0].endswith("/cco") and options[1] == "serve"
+    given = dict(zip(options[2::2], options[3::2], strict=True))
+    assert main(["serve", "--help"]) == 0
+    known = capsys.readouterr().out
+    assert all(option in known for option in [*given, *re.findall(r"--[\w-]+", unit)] if option != "--now")
+    assert given["--port"] in re.findall(r"localhost:(\d+)", (DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
+
+
+def test_the_table_serve_of_the_example_loads_with_and_without_keys(tmp_path: Path) -> None:
+    _, plain, keys = load_serve_settings(DEPLOY / "cco.toml", {}, {})
+    assert (plain, keys) == (ServeSettings(), [])
+    text = (DEPLOY / "cco.toml").read_text(encoding="utf-8")
+    (tmp_path / "shop.key").write_text("sixteen-characters-and-more\n")
+    table = re.sub(r"^#   ", "", text.replace("/etc/cco/shop.key", str(tmp_path / "shop.key")), flags=re.MULTILINE)
+    everything = tmp_path / "cco.toml"
+    everything.write_text(re.sub(r"^# (?=(host|port) = )", "", table, flags=re.MULTILINE))
+    _, settings, [key] = load_serve_settings(everything, {}, {})
+    assert (settings.host, settings.port) == (plain.host, plain.port)  # what is commented out are the defaults
+    assert (key.name, key.scopes) == ("shop", {"read", "write"})
+
+
+def test_the_service_of_the_archive_starts_a_command_that_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    unit = (DEPLOY / "cco-archive.service").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    program, *arguments = shlex.split(command)
+    assert program.endswith("/cco") and arguments[:2] == ["archive", "run"] and arguments[3] == "--config"
+    assert main(["archive", "run", "--help"]) == 0
+    assert "--config" in capsys.readouterr().out
 
 
 def test_no_secret_is_in_the_example() -> None:

@@ -12,7 +12,11 @@ from elasticsearch import Elasticsearch
 from agents.cli.main import main
 from agents.elastic import elastic_options
 from agents.settings import Settings
-from cco.config import ConfigError
+from cco.config import ConfigError, parse_config
+from cco.rows import join_rows
+from cco.vocabulary import Vocabulary
+from model_sync.elastic_client import ElasticOptions
+from model_sync.elastic_swap import rebuilding
 from tests.servers.elasticsearch import ElasticsearchServer
 
 MODEL = 'primary = "buy"\n[indicators.buy]\n[indicators.view]\n'
@@ -49,6 +53,23 @@ def test_create_check_and_describe(file: str, index_prefix: str, capsys: pytest.
     document = json.loads(out)
     assert (code, document["missing"]) == (0, [])
     assert [each["index"] for each in document["indices"]] == ["P-items-000001", "P-users-000001"]
+
+
+def test_rollback(
+    file: str, elasticsearch: ElasticsearchServer, index_prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["index", "rollback", "--config", file]
+    assert main(["index", "create", "--config", file]) == 0
+    assert main(command) == 2
+    assert "not rolled back: there is none before" in capsys.readouterr().err
+    items = f"{index_prefix}items"
+    config, options = parse_config(MODEL, file), ElasticOptions((elasticsearch.url,), prefix=index_prefix)
+    with rebuilding(config, options) as swap:
+        swap.publish(join_rows([]), Vocabulary(), {})
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{items}-000001 is served as {items}; {items}-000002 is kept\n"
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"before": f"{items}-000001", "now": f"{items}-000002"}
 
 
 def test_an_index_that_does_not_fit_is_exit_code_1(

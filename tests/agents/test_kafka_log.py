@@ -242,9 +242,10 @@ def test_usage(kafka: KafkaServer, tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "e.csv").write_text("user,item,event,timestamp\nu1,i1,purchase,1\n")
     events = str(tmp_path / "e.csv")
     for arguments, line in (
-        (["rebuild"], "name what to read: either EVENTS or --log"),
-        (["rebuild", events, "--log"], "name what to read: either EVENTS or --log"),
-        (["rebuild", events, "--brokers", "x"], "--end-offsets, --brokers and --topic-prefix go with --log"),
+        (["rebuild"], "name what to read: either EVENTS, --log or --archive"),
+        (["rebuild", events, "--log"], "name what to read: either EVENTS, --log or --archive"),
+        (["rebuild", events, "--brokers", "x"],
+         "--end-offsets, --brokers and --topic-prefix go with --log or --archive"),
         (["ingest", events, "--brokers", kafka.bootstrap, "--topic-prefix", "absent-"],
          f"Kafka at {kafka.bootstrap} has no topic absent-interactions: `cco topics create` makes it"),
         (["ingest", events, "--brokers", "127.0.0.1:1"],

@@ -11,7 +11,8 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from agents.dead_letters import CODES
-from agents.metrics import FETCH_RECORDS, MODES, OTHER, Metrics
+from agents.metrics import FETCH_RECORDS, OTHER, Metrics
+from agents.modes import MODES
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -121,7 +122,7 @@ def test_exactly_one_mode_is_on(metrics: Metrics) -> None:
     def on() -> dict[str, float]:
         return {dict(labels)["mode"]: n for (name, labels), n in scrape(metrics).items() if name == "cco_mode"}
 
-    assert on() == {mode: float(mode == "starting") for mode in MODES}
+    assert on() == {mode: float(mode == "catching_up") for mode in MODES}
     for mode in MODES:
         metrics.set_mode(mode)
         assert on() == {known: float(known == mode) for known in MODES}

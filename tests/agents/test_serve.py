@@ -153,6 +153,13 @@ def test_rows_are_published_by_a_timer() -> None:
         until(lambda: found() == ["y"], "the row")
 
 
+def test_answers_tell_how_old_the_model_is() -> None:
+    with Engine(CONFIG) as engine, served(engine) as client:
+        assert client.post("/events", json=made_up(50, random.Random(SEED))).status_code in (200, 207)
+        assert 0 <= client.post("/recommendations", json={}).json()["model_age"] <= 60
+        assert "\ncco_model_age_seconds " in client.get("/metrics").text
+
+
 def test_questions_are_answered_while_many_events_come() -> None:
     records = [record for record in made_up(12_000, random.Random(1)) if record.get("user_id") != "u1"]
     with Engine(CONFIG) as engine, served(engine) as client:

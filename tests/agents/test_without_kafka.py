@@ -35,8 +35,11 @@ def test_what_needs_kafka_says_so_and_the_rest_works(tmp_path: Path) -> None:
         f"ingest {events}": 2,
         "patches --topic --model -": 2,
         "rebuild --log": 2,
+        f"archive run {tmp_path}/archive": 2,
         "dead-letters list": 2,
         "index check --elasticsearch-urls http://a:1": 2,
+        f"archive describe {tmp_path}/archive": 1,
+        f"rebuild --archive {tmp_path}/archive": 2,
         "config": 0,
         f"replay {events} --state {tmp_path}/state --json": 0,
         f"replay {tmp_path}/none.csv": 2,
@@ -50,10 +53,11 @@ def test_what_needs_kafka_says_so_and_the_rest_works(tmp_path: Path) -> None:
     codes = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
     assert codes == list(commands.values()), done
     said = done.stderr.splitlines()
-    assert len(said) == 8
-    assert all(line.endswith("is not installed: pip install 'streaming-cco[kafka]'") for line in said[:6])
-    assert said[6].endswith("package elasticsearch, which is not installed: pip install 'streaming-cco[elasticsearch]'")
-    assert "none.csv" in said[7]
+    assert len(said) == 11
+    assert all(line.endswith("is not installed: pip install 'streaming-cco[kafka]'") for line in said[:7])
+    assert said[7].endswith("package elasticsearch, which is not installed: pip install 'streaming-cco[elasticsearch]'")
+    assert all("there is no archive: `cco archive run` makes it" in line for line in said[8:10])
+    assert "none.csv" in said[10]
 
 
 def test_the_extra_has_them_all() -> None:

@@ -31,7 +31,8 @@ from agents.demo_data import DemoDataMissing, Purchases, load_purchases
 from agents.producing import Produced, produce
 from tests.kafka.board import Board, Figures, Screen
 from tests.kafka.world import ROOT, World, wait_for
-from tests.servers.kafka import KafkaError, KafkaServer, fetch_kafka
+from tests.servers.common import ServerError
+from tests.servers.kafka import KafkaServer, fetch_kafka
 
 CONFIG = """\
 primary = "purchase"
@@ -67,6 +68,9 @@ With a Kafka of your own, the same by hand (README.md, "On Kafka"; deploy/cco.to
 
 class Demo:
     """One run over a broker that runs. `folder` gets configuration, states, logs and models."""
+
+    stream_title = "A year of purchases, as fast as it goes, and a kill -9 in the middle"
+    rate: float | None = None  # purchases a second; None: as fast as it goes
 
     def __init__(self, server: KafkaServer, folder: Path, purchases: Purchases, quiet: bool) -> None:
         self.server, self.folder, self.purchases, self.quiet = server, folder, purchases, quiet
@@ -128,7 +132,7 @@ class Demo:
 
     def _stream(self) -> dict[str, Any]:
         total = len(self.purchases)
-        self.title("A year of purchases, as fast as it goes, and a kill -9 in the middle")
+        self.title(self.stream_title)
         self.say(
             f"{total:,} purchases go to Kafka as JSON, keyed by household. Each counts for up to three indicators:"
             " bought at all\n(that is what will be recommended), at a discount, with a coupon.\n"
@@ -166,20 +170,24 @@ class Demo:
     @contextmanager
     def _screen(self) -> Iterator[Callable[[list[Figures]], None]]:
         with Screen(self.console, self.quiet) as screen:
-            yield lambda found: screen.show(
-                found,
-                {"seconds": time.perf_counter() - self.began, "sent": self.sent.events, "applied": _applied(found)},
-            )
+            yield lambda found: screen.show(found, self._totals(found))
+
+    def _totals(self, found: Sequence[Figures]) -> dict[str, float]:
+        """Numbers about all of it, the first of which is the time."""
+        return {"seconds": time.perf_counter() - self.began, "sent": self.sent.events, "applied": _applied(found)}
 
     def _send(self, failures: list[BaseException]) -> None:
         world, begin = self.world, time.perf_counter()
-        batches = self.purchases.batches(world.config, world.users, world.items, BATCH)
+        at_once = BATCH if self.rate is None else max(1, round(self.rate / 2))
+        batches = self.purchases.batches(world.config, world.users, world.items, at_once)
 
         def tell(done: Produced) -> None:
             self.sent = done
 
         try:
-            self.sent = asyncio.run(produce(world.settings, world.config, world.users, world.items, batches, tell=tell))
+            self.sent = asyncio.run(
+                produce(world.settings, world.config, world.users, world.items, batches, rate=self.rate, tell=tell)
+            )
         except BaseException as error:
             failures.append(error)
         self.sending_seconds = time.perf_counter() - begin
@@ -303,12 +311,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.events is not None and given.events < LEAST:
         parser.error(f"--events: at least {LEAST}, so that there is something to see")
+    return run_in_folder(lambda folder: _run(folder, given.events, given.json), given.json)
+
+
+def run_in_folder(run: Callable[[Path], dict[str, Any]], json: bool) -> int:
+    """Run a demo in a folder of its own, which is kept if something went wrong; answers the exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="cco-demo-"))
     try:
-        report = _run(folder, given.events, given.json)
-    except (KafkaError, DemoDataMissing) as error:  # nothing has begun that could be looked into
+        report = run(folder)
+    except (ServerError, DemoDataMissing) as error:  # nothing has begun that could be looked into
         shutil.rmtree(folder)
         print(f"demo: {error}", file=sys.stderr)
         return USAGE
@@ -319,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException:
         print(f"demo: it failed; the workers' logs are kept in {folder / 'world'}", file=sys.stderr)
         raise
-    if given.json:
+    if json:
         print_json(report)
     if not report["equal"]:
         print(f"demo: logs and models are kept in {folder / 'world'}", file=sys.stderr)

@@ -18,12 +18,13 @@ from tests.kafka.world import ROOT, WorkerProcess, World, wait_for
 from tests.servers.kafka import KafkaServer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SECTION = README.partition("## On Kafka\n")[2].partition("\n## ")[0]
 EVENTS = 40
 
 
 def commands() -> list[list[str]]:
     """The commands of the section, without their `cco`."""
-    (block,) = re.findall(r"^```\n(cco topics create.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^```\n(cco topics create.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
     return [shlex.split(line)[1:] for line in block.splitlines()]
 
 
@@ -72,12 +73,11 @@ def is_exact(worker: WorkerProcess) -> bool:
 
 
 def test_what_the_section_names_is_there() -> None:
-    section = README.partition("## On Kafka\n")[2].partition("\n## ")[0]
-    for path in re.findall(r"\]\((?!#)([^)]+)\)", section) + re.findall(r"`(tests/[\w/.]+)`", section):
+    for path in re.findall(r"\]\((?!#)([^)]+)\)", SECTION) + re.findall(r"`(tests/[\w/.]+)`", SECTION):
         assert (ROOT / path).exists(), path
     metrics = (ROOT / "agents" / "metrics.py").read_text(encoding="utf-8")
-    for name in re.findall(r"\bcco_(\w+?)(?:_total)?\b", section):
+    for name in re.findall(r"\bcco_(\w+?)(?:_total)?\b", SECTION):
         assert f'"{name}"' in metrics, name
     made = subprocess.run(["make", "--dry-run", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in re.findall(r"`make ([\w-]+)", section):
+    for target in re.findall(r"`make ([\w-]+)", SECTION):
         assert f"make {target} " in made, target

@@ -25,6 +25,7 @@ def model(*indicators: str, types: dict[str, str] | None = None) -> Config:
 
 
 CONFIG = model("view", types={f"p-{kind}": kind for kind in KINDS})
+ON_SALE = CONFIG.model_copy(update={"items": CONFIG.items.model_copy(update={"available": "on sale"})})
 
 
 @pytest.fixture
@@ -149,8 +150,15 @@ def other(**changed: Any) -> dict[str, Any]:
         (other(dynamic="true"), "items-000001: dynamic: wanted strict, found true: that cannot be changed in place: "),
         (other(_meta={}), "items-000001: _meta.cco: wanted format 1, found nothing: not made by us: that cannot be "),
         (
-            other(_meta={"cco": {"format": 2, "indicators": ["buy", "view"]}}),
+            other(_meta={"cco": {**mapping("items", CONFIG)["_meta"]["cco"], "format": 2}}),
             "items-000001: _meta.cco.format: wanted 1, found 2: that cannot be changed in place: choose another index_",
+        ),
+        (
+            mapping(
+                "items", CONFIG.model_copy(update={"items": CONFIG.items.model_copy(update={"available": "on sale"})})
+            ),
+            "items-000001: _meta.cco.items: wanted available = 'available', expires = 'expires', rank = 'rank', found"
+            " available = 'on sale', expires = 'expires', rank = 'rank': that cannot be changed in place: ",
         ),
         (
             other(properties={"rows": {"properties": {"buy": {"type": "sparse_vector"}, "view": {"type": "keyword"}}}}),

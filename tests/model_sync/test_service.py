@@ -203,8 +203,8 @@ def test_events_one_and_many() -> None:
 def test_a_store_that_is_away_is_no_internal_error() -> None:
     world = World(health=lambda: ["learning has stopped"])
     assert world.request("GET", "/health").json() == {"ok": False, "problems": ["learning has stopped"]}
+    assert World().request("GET", "/ready").json() == {"ok": True, "problems": []}
     world = World()
-    assert world.request("GET", "/ready").json() == {"ok": True, "problems": []}
     world.store.away = "Elasticsearch does not answer"
     for question in ({"user": "u"}, {}):
         response = world.request("POST", "/recommendations", json=question)

@@ -12,6 +12,8 @@ import pytest
 
 from model_sync.service.auth import ApiKey, KeyProblem, Keys
 from model_sync.service.limits import Limits, deeper_than
+from model_sync.service.prediction_io import prediction_io_router
+from model_sync.service.universal_recommender import universal_recommender
 from tests.model_sync.service_world import KEYS, World
 
 JSON = [(b"content-type", b"application/json")]
@@ -60,9 +62,66 @@ def test_a_body_that_grows_too_large_is_refused_at_once() -> None:
     assert (status, read) == (413, 4)
 
 
-def test_without_a_key_the_body_is_not_read() -> None:
-    status, _, _, read = answered(World(KEYS), [b"{"] * 10)
+@pytest.mark.parametrize("path", ["/recommendations", "/events", "/events.json", "/batch/events.json", "/queries.json"])
+def test_without_a_key_the_body_is_not_read(path: str) -> None:
+    world = World(KEYS, doors=(prediction_io_router, universal_recommender()))
+    status, _, _, read = answered(world, [b"{"] * 10, path=path)
     assert (status, read) == (401, 0)
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/health", "/ready"])
+def test_what_nobody_takes_is_not_read(path: str) -> None:
+    status, _, _, read = answered(World(), [b"{"] * 10, path=path)
+    assert (status, read) == (405 if path != "/nowhere" else 404, 0)
+
+
+@pytest.mark.parametrize("path", ["/recommendations", "/events", "/metrics", "/health"])
+@pytest.mark.parametrize("odd", ["\n", "\r\n", "\0", "\x7f", "/\n"])
+def test_a_path_with_a_line_break_is_no_way_around_a_key(path: str, odd: str) -> None:
+    world = World(KEYS)
+    record = b'{"user_id":"u","event_type":"$delete"}'
+    status, _, _, read = answered(world, [record], path=path + odd)
+    assert (status, read, world.sink.taken) == (404, 0, [])
+
+
+def test_events_that_wait_keep_nobody_from_asking() -> None:
+    world = World(limits=Limits(requests=2))
+
+    async def run() -> tuple[int, int]:
+        waiting = asyncio.Event()
+
+        async def accept(records: Sequence[Any]) -> list[str | None]:
+            await waiting.wait()
+            return [None for _ in records]
+
+        world.sink.accept = accept  # type: ignore[method-assign]
+        async with world.client() as client:
+            first = [asyncio.create_task(client.post("/events", json={"user_id": "u"})) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            refused = (await client.post("/events", json={"user_id": "u"})).status_code
+            asked = (await client.post("/recommendations", json={})).status_code
+            waiting.set()
+            await asyncio.gather(*first)
+        return refused, asked
+
+    assert asyncio.run(run()) == (503, 200)
+
+
+def test_however_many_ask_whether_it_is_ready_the_store_is_asked_once() -> None:
+    world, asked = World(), list[int]()
+    problem = world.store.problem
+
+    async def looked() -> str | None:
+        asked.append(1)
+        return await problem()
+
+    world.store.problem = looked  # type: ignore[method-assign]
+
+    async def run() -> set[int]:
+        async with world.client() as client:
+            return {answer.status_code for answer in await asyncio.gather(*(client.get("/ready") for _ in range(50)))}
+
+    assert (asyncio.run(run()), len(asked)) == ({200}, 1)
 
 
 def test_a_body_that_does_not_come_is_given_up() -> None:
@@ -71,7 +130,7 @@ def test_a_body_that_does_not_come_is_given_up() -> None:
     assert "0.05 s" in problem["detail"]
 
 
-@pytest.mark.parametrize("path", ["/recommendations", "/events", "/nowhere"])
+@pytest.mark.parametrize("path", ["/recommendations", "/events"])
 def test_deep_json_is_refused(path: str) -> None:
     world = World()
     for deep in (b"[" * 20 + b"]" * 20, b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b"[" * 500_000):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from elasticsearch import Elasticsearch, NotFoundError
+from elasticsearch.helpers import scan
 
 from agents.elastic import elastic_options
 from agents.engine import Engine
@@ -24,11 +25,11 @@ from cco.model_file import encode
 from cco.vocabulary import Vocabulary
 from model_sync.elastic_admin import create
 from model_sync.elastic_client import names, sync_client
+from model_sync.elastic_documents import metadata_fields
 from model_sync.elastic_index import ElasticIndex
-from model_sync.elastic_users import user_history
 from tests.kafka.world import World, wait_for
 
-Histories = dict[str, dict[str, list[str]]]
+PAGE = 1_000  # documents read at once
 
 
 class Stack(World):
@@ -69,52 +70,62 @@ class Stack(World):
         items = Vocabulary()
         with self.client() as client:
             client.indices.refresh(index=self.names.items)
-            found = client.search(index=self.names.items, size=10_000, source=["rows"])["hits"]["hits"]
-            features = {hit["_id"] for hit in found}
-            for hit in found:
+            features: set[str] = set()
+            for hit in scan(client, index=self.names.items, source=["rows"], size=PAGE):
+                features.add(hit["_id"])
                 for row in hit["_source"].get("rows", {}).values():
                     features |= {name.replace("%2E", ".").replace("%25", "%") for part in row for name in part}
             items.intern(sorted(features))
             rows = ElasticIndex(client, self.names.items, self.config, items).rows()
         return b"".join(encode(rows, items, self.config))
 
-    def documents_of_users(self) -> Histories:
-        """Histories in the users index; users without any left out."""
+    def documents_of_users(self) -> dict[str, Any]:
+        """The users index, every field that says something of a user; users without any history left out."""
         with self.client() as client:
             client.indices.refresh(index=self.names.users)
-            found = client.search(index=self.names.users, size=10_000)["hits"]["hits"]
-        told = {hit["_id"]: user_history(hit["_source"]).items for hit in found}
-        return {user: history for user, history in told.items() if history}
+            found = {hit["_id"]: hit["_source"] for hit in scan(client, index=self.names.users, size=PAGE)}
+        for document in found.values():
+            del document["position"]  # of its own: it grows with others' events
+        return {user: document for user, document in found.items() if document["history"]}
 
     def metadata(self) -> dict[str, dict[str, Any]]:
-        """Properties of the items that have metadata."""
+        """Of the items index what comes from metadata and decides rules, of items that have some or are deleted."""
         with self.client() as client:
             client.indices.refresh(index=self.names.items)
-            query = {"term": {"known": True}}
-            found = client.search(index=self.names.items, size=10_000, query=query)["hits"]["hits"]
-        return {hit["_id"]: hit["_source"]["properties"][0] for hit in found}
+            nothing = metadata_fields(self.config, None, None)
+            found = scan(client, index=self.names.items, source=[*nothing], size=PAGE)
+            told = {hit["_id"]: _comparable({**nothing, **hit["_source"]}) for hit in found}
+        return {item: fields for item, fields in told.items() if fields != _comparable(nothing)}
 
     # -- what should be -----------------------------------------------------------------------------
 
-    def histories(self) -> Histories:
-        """What the log says of users."""
-        found: Histories = {}
+    def histories(self) -> dict[str, Any]:
+        """The documents that the log asks for, of users with a history."""
+        found: dict[str, Any] = {}
         with Engine(self.config) as engine:
             for chunk in read_log(self.settings, engine.parser):
                 list(engine.user_stages[chunk.file].ingest(chunk.batch))
             for user in range(len(engine.users)):
-                told = {
-                    name: [item for _, item in sorted((-time, engine.items.name(i)) for i, time in entries)]
+                history = {
+                    name: sorted((-time, engine.items.name(i)) for i, time in entries)
                     for name, entries in engine.pipeline.history(user).items()
                     if entries
                 }
-                if told:
-                    found[engine.users.name(user)] = told
+                source = engine.pipeline.source_of(user)
+                if history:
+                    found[engine.users.name(user)] = {
+                        "history": {name: [item for _, item in entries] for name, entries in history.items()},
+                        "counts": {name: len(entries) for name, entries in history.items()},
+                        "last": -min(entries[0][0] for entries in history.values()),
+                        "member": engine.user_stages[source].is_member(user),
+                        "source": source,
+                    }
         return found
 
     def folded(self) -> dict[str, dict[str, Any]]:
-        """What the topic says of items."""
+        """The fields that the topic asks for, of every item that it names."""
         found: dict[str, dict[str, Any]] = {}
+        deleted: set[str] = set()
 
         async def fold() -> None:
             records = ItemRecords(self.config)
@@ -123,14 +134,18 @@ class Stack(World):
                     change = records.decode(key, value)
                     if change.kind == "delete":
                         found.pop(change.item_id, None)
+                        deleted.add(change.item_id)
                     elif change.kind == "set":
                         found[change.item_id] = {**found.get(change.item_id, {}), **change.properties}
+                        deleted.discard(change.item_id)
                     else:
                         for name in change.properties:
                             found.get(change.item_id, {}).pop(name, None)
 
         asyncio.run(fold())
-        return found
+        wanted = {item: metadata_fields(self.config, properties, None) for item, properties in found.items()}
+        wanted |= {item: metadata_fields(self.config, None, None, deleted=True) for item in deleted}
+        return {item: _comparable(fields) for item, fields in wanted.items()}
 
     # -- the end ------------------------------------------------------------------------------------
 
@@ -152,6 +167,10 @@ class Stack(World):
         assert answer.status_code == 200, answer.text
         told: dict[str, Any] = json.loads(answer.text)
         return told
+
+
+def _comparable(fields: dict[str, Any]) -> dict[str, Any]:
+    return {**fields, "tokens": sorted(fields["tokens"])}
 
 
 def _safely(look: Any) -> Any:

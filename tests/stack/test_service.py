@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from cco.event_data import ItemChange
 from tests.kafka.events import generated
-from tests.kafka.world import ROOT, wait_for
+from tests.kafka.world import wait_for
 from tests.stack.conftest import MakeStack
-from tests.stack.stack import Stack
-
-
-@contextmanager
-def service(stack: Stack) -> Iterator[str]:
-    """A `cco serve` in a process of its own; its URL."""
-    log = stack.folder / "serve.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "agents", "serve", "--config", str(stack.config_file), "--port", "0"],
-            stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-    try:
-        yield wait_for(lambda: _url(log, process), "the service")
-    finally:
-        process.terminate()
-        assert process.wait(15) == 0
-
-
-def _url(log: Path, process: subprocess.Popen[bytes]) -> str | None:
-    assert process.poll() is None, log.read_text()
-    return next((line.split()[-1] for line in log.read_text().splitlines() if line.startswith("serving ")), None)
+from tests.stack.serving import serving
 
 
 def names(answer: dict[str, Any]) -> list[str]:
@@ -49,7 +22,7 @@ def test_events_change_recommendations_and_items_follow_their_metadata(make_stac
     stack.worker("alone")
     stack.produce(generated(stack, 4_000, seed=1))
     stack.settle()
-    with service(stack) as url, httpx.Client(base_url=url, timeout=10) as http:
+    with serving(stack) as url, httpx.Client(base_url=url, timeout=10) as http:
         wait_for(lambda: http.get("/ready").status_code == 200, "the service to be ready")
         popular = names(stack.ask(url, {}))
         assert len(popular) == 10 and names(stack.ask(url, {"user": "nobody yet"})) == popular

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from tests.kafka.events import generated
-from tests.kafka.world import wait_for
+from tests.kafka.world import WorkerProcess, wait_for
 from tests.servers.elasticsearch import ElasticsearchServer, fetch_elasticsearch
 from tests.stack.conftest import MakeStack
 from tests.stack.stack import changes_of
@@ -57,7 +57,20 @@ def test_a_zombie_leaves_nothing_behind(make_stack: MakeStack) -> None:
         wait_for(lambda: len((stack.workers["heir"].status() or {}).get("interactions", {})) == 4, "the heir")
         time.sleep(2.0)
         zombie.signal(signal.SIGCONT)
+        late = wait_for(lambda: _refused(zombie), "the zombie to find out")
+    assert late
     stack.check_all()
+
+
+def _refused(zombie: WorkerProcess) -> bool:
+    """Whether what it still had to write met another owner's documents; or it has ended, which is as good."""
+    if not zombie.running:
+        return True
+    lost = [
+        zombie.metric("cco_elasticsearch_documents_total", outcome=name)
+        for name in ("conflicts", "fenced", "superseded")
+    ]
+    return sum(lost) > 0
 
 
 def test_the_node_dies_and_the_index_is_deleted_while_events_flow(make_stack: MakeStack, tmp_path: Path) -> None:

@@ -1,0 +1,379 @@
+"""`cco rebuild`: the model in batch, from files, the log, its archive, or the archive and then the log."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from agents.cli.common import Bar, ConfigFile, JsonFlag, UsageProblem, peak_memory_bytes, progress
+from agents.cli.config import Brokers, TopicPrefix
+from agents.cli.inputs import Intake, check_outputs, load_config, write_model
+from agents.cli.models import DeadLetters, Exact, ModelOut, Strict, show
+
+if TYPE_CHECKING:
+    from agents.rebuild_service import Stopping
+    from agents.rebuilding import LogSource, Progress, Rebuilt
+    from agents.settings import Settings
+    from cco.batch import Model
+    from cco.batch_fold import SourceBatch
+    from cco.config import Config
+    from cco.events import EventParser
+
+
+_DURATION = re.compile(r"([0-9]{1,7})(s|m|h|d)?")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_LONGEST = 30 * 86_400.0
+
+
+class When(StrEnum):
+    """Which turns of --every are taken."""
+
+    unhealthy = "unhealthy"
+    always = "always"
+
+
+_Publish: TypeAlias = "Callable[[Rebuilt], dict[str, Any]]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What to read, as it was said on the command line."""
+
+    events: list[str]
+    log: bool
+    archive: str | None
+    tail: bool
+    ends: str | None
+    resume: Path | None
+    kafka: bool  # whether brokers or a prefix were named
+    seed: bool
+    publish: bool
+    take_over: bool
+    allow_smaller: bool
+    every: str | None
+
+    def check(self) -> None:
+        """Raise UsageProblem for what contradicts itself."""
+        if bool(self.events) + self.log + (self.archive is not None) != 1:
+            raise UsageProblem("name what to read: either EVENTS, --log or --archive")
+        if self.tail and self.archive is None:
+            raise UsageProblem("--tail goes with --archive; --log reads the whole log")
+        if self.events and (self.ends or self.kafka):
+            raise UsageProblem("--end-offsets, --brokers and --topic-prefix go with --log or --archive")
+        for flag, given in (("--resume", self.resume), ("--seed", self.seed)):
+            if self.events and given:
+                raise UsageProblem(f"{flag} goes with --log or --archive: files have no offsets to go on from")
+        if (self.take_over or self.allow_smaller) and not self.publish:
+            raise UsageProblem("--take-over and --allow-smaller go with --publish")
+        if self.every is not None and (self.events or not (self.publish or self.seed)):
+            raise UsageProblem("--every goes with --publish or --seed, and so with --log or --archive")
+        self.seconds()
+
+    def seconds(self) -> float:
+        """Of --every. Raises UsageProblem."""
+        found = _DURATION.fullmatch(self.every or "1h")
+        if found is None or not 1 <= (seconds := float(found[1]) * _UNITS[found[2] or "s"]) <= _LONGEST:
+            raise UsageProblem(f'--every {self.every}: is not a duration such as "1h", "30m" or "90s" (1s to 30d)')
+        return seconds
+
+    def words(self) -> str:
+        """What is read, in words."""
+        if self.events:
+            return "files"
+        return "log" if self.archive is None else "archive and log" if self.tail else "archive"
+
+    def source(self, settings: Settings) -> LogSource:
+        """The log that is meant. Raises ArchiveError, UsageProblem."""
+        from agents.archive import Archive
+        from agents.log_records import OffsetsError, parse_ends
+        from agents.rebuilding import LogSource
+
+        try:
+            ends = None if self.ends is None else parse_ends(self.ends)
+        except OffsetsError as error:
+            raise UsageProblem(f"--end-offsets: {error}") from None
+        archive = None if self.archive is None else Archive(self.archive)
+        return LogSource(settings, archive, self.log or self.tail, ends)
+
+
+def rebuild(
+    events: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EVENTS", help="As for replay; or --log, or --archive.", show_default=False),
+    ] = None,
+    log: Annotated[
+        bool, typer.Option("--log", help="Read the topic `interactions` instead, from its beginning.")
+    ] = False,
+    archive: Annotated[
+        str | None,
+        typer.Option("--archive", metavar="URL", help="Read the archive there instead: see `cco archive`."),
+    ] = None,
+    tail: Annotated[bool, typer.Option("--tail", help="And then the topic, from where the archive ends.")] = False,
+    end_offsets: Annotated[
+        str | None,
+        typer.Option(
+            "--end-offsets",
+            metavar="P:N,... or FILE",
+            help="Where to end in each partition; a file holds JSON, as `cco ingest --json` prints.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="FILE", help="Keep what is counted there, and go on from it if it is there."),
+    ] = None,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish",
+            help="Load the model into a fresh index of items, which takes the place of the one that is served.",
+        ),
+    ] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="With --publish: set aside another rebuild that is loading.")
+    ] = False,
+    allow_smaller: Annotated[
+        bool,
+        typer.Option(
+            "--allow-smaller", help="With --publish: also if half of the items that have rows now would have none."
+        ),
+    ] = False,
+    seed: Annotated[
+        bool,
+        typer.Option("--seed", help="Write a state for every source partition, for workers that have none to go on."),
+    ] = False,
+    every: Annotated[
+        str | None,
+        typer.Option("--every", metavar="DURATION", help="Again and again, so far apart (1h), until SIGTERM."),
+    ] = None,
+    when: Annotated[
+        When, typer.Option("--when", help="With --every: always, or only where `cco status` shows the mode lambda.")
+    ] = When.unhealthy,
+    brokers: Brokers = None,
+    topic_prefix: TopicPrefix = None,
+    config: ConfigFile = None,
+    model: ModelOut = None,
+    exact: Exact = False,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, max=256, help="Threads that count and score rows. Default: every core."),
+    ] = None,
+    dead_letters: DeadLetters = None,
+    strict: Strict = False,
+    json: JsonFlag = False,
+) -> None:
+    """Compute the model in batch, without the stream's code: what `cco replay` and workers are compared with."""
+    wanted = _Wanted(
+        events or [], log, archive, tail, end_offsets, resume, bool(brokers or topic_prefix),
+        seed, publish, take_over, allow_smaller, every,
+    )  # fmt: skip
+    wanted.check()
+    check_outputs(model, json, dead_letters, events or (), config)
+    settings, kafka = _settings(config, wanted, {"brokers": brokers, "topic_prefix": topic_prefix})
+
+    def once(stopping: Stopping | None = None) -> None:
+        intake = Intake(strict, dead_letters)
+        output = _Output(model, exact, json, stopping)
+        show(_rebuilt(wanted, settings, kafka, intake, output, threads or _cores()), model, json)
+
+    if kafka is None or every is None:
+        once()
+    else:
+        _keep(settings, kafka, wanted.seconds(), when, once)
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """Where the model goes, and who is told of the rest."""
+
+    model: str | None
+    exact: bool
+    json: bool
+    stopping: Stopping | None
+
+    @contextmanager
+    def progress(self) -> Iterator[Bar]:
+        """A bar, which is told of each step, and so is where a rebuild ends that is to stop."""
+        with progress("reading", quiet=self.json) as bar:
+
+            def step(done: float, total: float | None, words: str = "") -> None:
+                if self.stopping is not None:
+                    self.stopping.check()
+                bar(done, total, words)
+
+            yield step
+
+
+def _rebuilt(
+    wanted: _Wanted, config: Config, settings: Settings | None, intake: Intake, output: _Output, threads: int
+) -> dict[str, Any]:
+    """One rebuild, from reading to publishing; answers its report."""
+    begin = time.perf_counter()
+    with output.progress() as bar, _publishing(wanted, config, settings, bar) as publishes:
+        computed, counted, reading = _computed(wanted, config, settings, intake, bar, threads)
+        intake.conclude(counted.resumed)
+        size = 0
+        if output.model is not None:
+            from cco.model_file import encode
+
+            bar(1, None, "writing the model")
+            rows = computed.exact_rows() if output.exact else computed.rows()
+            size = write_model(output.model, encode(rows, computed.items, config))
+        done = {} if settings is None else _handed_on(wanted, config, settings, computed, counted, publishes, bar)
+    return {
+        "events": intake.accepted,
+        "rejected": intake.rejected,
+        "users": len(computed.users),
+        "items": len(computed.items),
+        "users_in_u": computed.n_users,
+        "rows": len(computed.rows()),
+        "model_bytes": size,
+        "reading_seconds": round(reading, 3),
+        "seconds": round(time.perf_counter() - begin, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        **done,
+    }
+
+
+def _keep(config: Config, settings: Settings, every: float, when: When, once: Callable[[Stopping], None]) -> None:
+    """Rebuild again and again, until SIGTERM."""
+    from agents.cli.main import input_errors
+    from agents.log import get_logger, set_up
+    from agents.rebuild_service import keep
+
+    set_up(settings.log_format)
+    log = get_logger()
+
+    def why_not() -> str | None:
+        if when is When.always:
+            return None
+        from agents.status import look
+
+        mode = look(config, settings).mode
+        return None if mode == "lambda" else f"the mode is {mode}"
+
+    keep(every, once, why_not, (*input_errors(), UsageProblem, OSError), lambda what, fields: log.info(what, **fields))
+
+
+def _settings(config: Path | None, wanted: _Wanted, flags: dict[str, Any]) -> tuple[Config, Settings | None]:
+    """The configuration, and how to reach Kafka and Elasticsearch, unless neither is needed."""
+    if wanted.events and not wanted.publish:
+        return load_config(config), None
+    from agents.settings import load_settings
+
+    return load_settings(config, flags)
+
+
+@contextmanager
+def _publishing(wanted: _Wanted, config: Config, settings: Settings | None, bar: Bar) -> Iterator[_Publish | None]:
+    """What publishes the model; entered before anything is read, for that is the lock. None without --publish."""
+    if not wanted.publish or settings is None:
+        yield None
+        return
+    from agents.rebuild_publishing import publishing
+
+    with publishing(
+        config,
+        settings,
+        take_over=wanted.take_over,
+        allow_smaller=wanted.allow_smaller,
+        source=wanted.words(),
+        tell=lambda words: bar(1, None, words),
+    ) as publish:
+        yield publish
+
+
+def _handed_on(
+    wanted: _Wanted, config: Config, settings: Settings, model: Model, counted: Progress,
+    publish: _Publish | None, bar: Bar,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the seeds and publish the model, if that is wanted; answers what the report says of a model of the log."""
+    from agents.rebuilding import Rebuilt
+
+    rebuilt = Rebuilt(config, settings, model, dict(counted.offsets))
+    found: dict[str, Any] = {"offsets": {str(p): offset for p, offset in sorted(counted.offsets.items())}}
+    if wanted.resume is not None:
+        found["resumed_records"] = counted.resumed
+    if wanted.seed:
+        from agents.seeds import write_seeds
+
+        bar(1, None, "writing the seeds")
+        found["seeds"] = write_seeds(rebuilt)
+    if publish is not None:
+        found["published"] = publish(rebuilt)
+    return found
+
+
+def _computed(
+    wanted: _Wanted, config: Config, settings: Settings | None, intake: Intake, bar: Bar, threads: int
+) -> tuple[Model, Progress, float]:
+    """The model, what of the log is in it, and the seconds that reading took."""
+    from agents.rebuilding import Progress
+    from cco.batch import rebuild as compute
+    from cco.events import EventParser
+    from model_sync.metadata import change_problem
+
+    source = None if settings is None or wanted.events else wanted.source(settings)
+    if wanted.seed and settings is not None:
+        from agents.seeds import check_place
+
+        check_place(config, settings)
+    counted = Progress.begin(config, "" if source is None else source.name, wanted.resume)
+    parser = EventParser(config, counted.users, counted.items, change_problem)
+    found: Iterator[SourceBatch] = (
+        intake.read(wanted.events, parser, bar) if source is None else _of_log(source, parser, counted, intake, bar)
+    )
+    clock = _Clock()
+    computed = compute(
+        config, _with_words(clock.timed(found), bar), counted.users, counted.items, threads=threads,
+        start=counted.histories, folded=counted.folded,
+    )  # fmt: skip
+    counted.save(computed.histories)
+    return computed, counted, clock.seconds
+
+
+def _of_log(
+    source: LogSource, parser: EventParser, counted: Progress, intake: Intake, bar: Bar
+) -> Iterator[SourceBatch]:
+    """What the log says, from where it was counted up to; `counted` learns how far each partition was read."""
+    with intake.taking(bar) as take:
+        for chunk in source.chunks(parser, dict(counted.offsets)):
+            take(chunk)
+            counted.offsets[chunk.file] = chunk.record
+            yield chunk.file, chunk.batch
+
+
+def _with_words(batches: Iterator[SourceBatch], bar: Bar) -> Iterator[SourceBatch]:
+    yield from batches
+    bar(1, None, "computing the rows")
+
+
+class _Clock:
+    """The time that an iterator takes, without what is done with what it yields."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, batches: Iterator[SourceBatch]) -> Iterator[SourceBatch]:
+        """The same, timed."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,152 @@
+"""The indices of items that a worker writes: the one that is served, and the next while a rebuild has one ready.
+
+What is put goes to all of them, through a writer each. An index that comes to be served after it was the next one has
+everything already: nothing is said again. One that was not seen before is told everything from the beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from elasticsearch import AsyncElasticsearch
+
+from agents.item_partition import Claim
+from agents.patch_sinks import Encoded
+from cco.config import Config
+from cco.rows import Patches
+from cco.vocabulary import Vocabulary
+from model_sync.bulk_types import FencedError, Statistics
+from model_sync.bulk_writer import Owner, RowWriter, WriterClosedError
+from model_sync.elastic_client import ElasticProblem
+from model_sync.elastic_documents import RowDocument, row_documents
+from model_sync.elastic_metadata import MetadataWriter
+from model_sync.elastic_versions import NEXT, is_own_alias
+
+_LOOK = "*.aliases,*.settings.index.uuid,*.mappings._meta.cco.rebuild.epoch"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An index. `alias`: what it is written by; `epoch`: of the rebuild that made it, if one did."""
+
+    name: str
+    id: str
+    alias: str
+    epoch: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An index that is written."""
+
+    place: Place
+    rows: RowWriter
+    metadata: MetadataWriter
+
+
+async def look(client: AsyncElasticsearch, alias: str) -> tuple[Place, Place | None]:
+    """What is served, and what is next. Raises ElasticProblem where nothing is served, and what the client raises."""
+    found = await client.indices.get(
+        index=f"{alias},{alias}{NEXT}", ignore_unavailable=True, allow_no_indices=True, filter_path=_LOOK
+    )
+    of: Mapping[str, Mapping[str, Any]] = found.body or {}
+    served = [name for name in of if alias in of[name].get("aliases", ())]
+    if len(served) != 1:
+        which = "no index" if not served else ", ".join(sorted(served))
+        raise ElasticProblem(f"{which} is behind the alias {alias}, and one must be: see `cco index check`")
+    following = sorted(name for name in of if alias + NEXT in of[name].get("aliases", ()) and name not in served)
+    return _place(served[0], of, alias), _place(following[-1], of, alias) if following else None
+
+
+def _place(name: str, found: Mapping[str, Mapping[str, Any]], alias: str) -> Place:
+    of = found[name]
+    own = sorted(each for each in of.get("aliases", ()) if is_own_alias(name, each))
+    rebuild = of.get("mappings", {}).get("_meta", {}).get("cco", {}).get("rebuild", {})
+    # An index made by hand may have no alias of its own.
+    return Place(name, str(of["settings"]["index"]["uuid"]), own[0] if own else alias, rebuild.get("epoch"))
+
+
+class Targets:
+    """The indices that are written, by id; the one that is served first."""
+
+    def __init__(self) -> None:
+        self._targets: dict[str, Target] = {}
+        self._closed = Statistics()  # of writers that are gone
+        self._some = asyncio.Event()
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(list(self._targets.values()))
+
+    def ids(self) -> list[str]:
+        """Of the indices, the one that is served first."""
+        return list(self._targets)
+
+    @property
+    def served(self) -> Target | None:
+        """The index that questions are answered from; None while it is not known."""
+        return next(iter(self._targets.values()), None)
+
+    def set(self, targets: Sequence[Target]) -> list[Target]:
+        """From now on these, the one that is served first. Answers those that are no more, to be closed."""
+        before = self._targets
+        self._targets = {target.place.id: target for target in targets}
+        gone = [target for id, target in before.items() if id not in self._targets]
+        for target in gone:
+            counts = target.rows.stats.counts
+            for each in fields(Statistics):
+                setattr(self._closed, each.name, getattr(self._closed, each.name) + getattr(counts, each.name))
+        if self._targets:
+            self._some.set()
+        else:
+            self._some.clear()
+        return gone
+
+    def counts(self) -> Statistics:
+        """Of all writers since the beginning; the latency is that of the index that is served."""
+        total = Statistics()
+        every = [self._closed, *(target.rows.stats.counts for target in self._targets.values())]
+        for each in fields(Statistics):
+            setattr(total, each.name, sum(getattr(counts, each.name) for counts in every))
+        total.latency = 0.0 if self.served is None else self.served.rows.stats.counts.latency
+        return total
+
+    async def some(self) -> list[Target]:
+        """All of them; waits while there is none."""
+        await self._some.wait()
+        return list(self._targets.values())
+
+
+class ElasticSink:
+    """A `patch_sinks.Sink` over all targets."""
+
+    def __init__(self, config: Config, targets: Targets) -> None:
+        self._config, self._targets = config, targets
+
+    def encode(self, items: Vocabulary, patches: Patches, partition: int, claim: Claim) -> Encoded[RowDocument]:
+        """One document for each item that `patches` has fields of."""
+        return Encoded(partition, claim, row_documents(self._config, items, patches), len(patches.rows))
+
+    async def send(self, encoded: Encoded[RowDocument]) -> asyncio.Future[Any]:
+        """Waits while a writer's queue is full."""
+        owner = Owner(encoded.partition, encoded.claim.at, encoded.claim.offset)
+        futures = []
+        for target in await self._targets.some():
+            try:
+                futures.append(await target.rows.put(owner, encoded.records))
+            except WriterClosedError:  # it is written no more; what broke a writer, earlier futures have told
+                continue
+        return asyncio.ensure_future(_stored(futures))
+
+    async def close(self) -> None:
+        """The writers are closed by `ElasticPublishing`."""
+
+
+async def _stored(futures: Sequence[asyncio.Future[None]]) -> None:
+    """Wait for all. Raises FencedError if one of them does, and whatever is wrong with a writer."""
+    found = await asyncio.gather(*futures, return_exceptions=True)
+    errors = [error for error in found if isinstance(error, BaseException) and not isinstance(error, WriterClosedError)]
+    for error in sorted(errors, key=lambda error: isinstance(error, FencedError)):
+        raise error

@@ -1,0 +1,39 @@
+"""A rebuilt model into Elasticsearch: what of it is the command's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from agents.elastic import elastic_options
+from agents.settings import Settings
+from cco.config import Config
+from model_sync.elastic_swap import rebuilding
+
+if TYPE_CHECKING:
+    from agents.rebuilding import Rebuilt
+
+
+@contextmanager
+def publishing(
+    config: Config,
+    settings: Settings,
+    *,
+    take_over: bool = False,
+    allow_smaller: bool = False,
+    source: str = "log",
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[Callable[[Rebuilt], dict[str, Any]]]:
+    """Enter before computing, so that a second rebuild is refused at once; yields what publishes the model.
+
+    Raises ConfigError where Elasticsearch is not set up, ElasticProblem; then nothing was published.
+    """
+    with rebuilding(config, elastic_options(settings), take_over=take_over, source=source, tell=tell) as swap:
+
+        def publish(rebuilt: Rebuilt) -> dict[str, Any]:
+            offsets = {str(partition): offset for partition, offset in rebuilt.offsets.items()}
+            return asdict(swap.publish(rebuilt.model.rows(), rebuilt.model.items, offsets, allow_smaller=allow_smaller))
+
+        yield publish

@@ -1,0 +1,193 @@
+"""Partial updates a second into Elasticsearch: our writer, one request for each row, and the client's parallel bulk."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from elasticsearch import Elasticsearch
+from elasticsearch.helpers import parallel_bulk
+
+from benchmarks.catalogue import TOP, draw_weights
+from benchmarks.elastic import client_of, node, peak
+from benchmarks.measure import Bench, cpu_seconds
+from benchmarks.scenario import Result
+from cco.config import Config, parse_config
+from cco.rows import Patches, Rows
+from cco.vocabulary import Vocabulary
+from model_sync.bulk_writer import Owner, RowWriter
+from model_sync.elastic_admin import create
+from model_sync.elastic_client import ElasticOptions, names, sync_client
+from model_sync.elastic_documents import RowDocument, row_documents
+
+DOCUMENTS, QUICK_DOCUMENTS = 30_000, 600
+WARM_UP, ROUNDS = 1, 2  # times that each document changes after the first fill: before time is taken, and then
+NAIVE_DOCUMENTS, QUICK_NAIVE = 3_000, 60  # of the first round, and no more: it would take minutes
+THREADS, BULK_DOCUMENTS = 4, 500
+PUBLISHED = 128  # items of a patch, as an item partition counts them
+PAGE = 1_000
+TOML = 'primary = "buy"\n[indicators.buy]\n[indicators.view]\n'
+OWNER = Owner(0, 1, 1)
+
+Expected = dict[str, dict[str, dict[str, float]]]  # by item and indicator, feature -> weight
+
+
+class Source:
+    """The same changes for every writer: each round gives every document other rows under both indicators."""
+
+    def __init__(self, documents: int) -> None:
+        self.config: Config = parse_config(TOML, "benchmark")
+        self.kinds = self.config.indicator_names
+        self.documents = documents
+        self.items = Vocabulary()
+        self.items.intern([f"item-{k}" for k in range(documents)])
+
+    def patches(self, turn: int, limit: int | None = None) -> list[Patches]:
+        """A round, PUBLISHED items at a time, of the first `limit` documents.
+
+        -WARM_UP is the fill; those up to 0 are not timed.
+        """
+        rng = np.random.default_rng([WARM_UP + turn, 7])
+        kinds, found = len(self.kinds), []
+        for begin in range(0, limit or self.documents, PUBLISHED):
+            some = min(PUBLISHED, (limit or self.documents) - begin)
+            shape = (some * kinds, TOP)
+            first = rng.integers(0, self.documents, (some * kinds, 1))
+            steps = np.cumsum(rng.integers(1, max(2, self.documents // TOP), shape), axis=1)
+            rows = Rows(
+                np.repeat(np.arange(begin, begin + some, dtype=np.uint32), kinds),
+                np.tile(np.arange(kinds, dtype=np.uint8), some),
+                np.arange(0, some * kinds * TOP + 1, TOP, dtype=np.int64),
+                ((first + steps) % self.documents).astype(np.uint32).ravel(),
+                draw_weights(rng, shape).ravel(),
+            )
+            found.append(Patches((WARM_UP + turn,), rows))
+        return found
+
+    def encoded(self, patches: Patches) -> list[RowDocument]:
+        """As workers hand them to the writer."""
+        return row_documents(self.config, self.items, patches)
+
+    def decoded(self, turn: int, limit: int | None = None) -> Expected:
+        """As objects, for those who want them and for comparing."""
+        return {
+            document.item: {name: msgspec.json.decode(row)[0] for name, row in document.fields.items()}
+            for patches in self.patches(turn, limit)
+            for document in self.encoded(patches)
+        }
+
+
+def ours(bench: Bench) -> Result:
+    """RowWriter, the one that has filled the index, from patches on: encoding is in the time.
+
+    The node sees the same rounds before with every writer: it becomes twice as fast as it compiles what it does.
+    """
+
+    def work(source: Source, client: Elasticsearch, options: ElasticOptions) -> tuple[float, int, Expected]:
+        rounds = [source.patches(turn) for turn in range(-WARM_UP, ROUNDS + 1)]
+        seconds = asyncio.run(_write(source, options, rounds))
+        return sum(seconds[-ROUNDS:]), ROUNDS * source.documents * len(source.kinds), source.decoded(ROUNDS)
+
+    return _measured(bench, work, filled=False)
+
+
+async def _write(source: Source, options: ElasticOptions, rounds: Sequence[Sequence[Patches]]) -> list[float]:
+    """Seconds of each round; one begins when the one before is stored, so that nothing is coalesced."""
+    found = []
+    async with client_of(options) as client:
+        writer = RowWriter(client, names(options).items)
+        for patches in rounds:
+            begin = time.perf_counter()
+            futures = []
+            for some in patches:
+                encoded = await asyncio.to_thread(source.encoded, some)  # workers do it on a thread too
+                futures.append(await writer.put(OWNER, encoded))
+            await asyncio.gather(*futures)
+            found.append(time.perf_counter() - begin)
+        if writer.stats.counts.coalesced:
+            raise RuntimeError(f"{writer.stats.counts.coalesced} documents were coalesced: fewer were written")
+        await writer.close()
+    return found
+
+
+def naive(bench: Bench) -> Result:
+    """One request after the other, each for one row."""
+
+    def work(source: Source, client: Elasticsearch, options: ElasticOptions) -> tuple[float, int, Expected]:
+        changes = source.decoded(1, QUICK_NAIVE if bench.quick else NAIVE_DOCUMENTS)
+        begin = time.perf_counter()
+        for item, rows in changes.items():
+            for name, row in rows.items():
+                client.update(index=names(options).items, id=item, doc=_partial({name: row}))
+        return time.perf_counter() - begin, len(changes) * len(source.kinds), source.decoded(0) | changes
+
+    return _measured(bench, work)
+
+
+def bulk_helper(bench: Bench) -> Result:
+    """`elasticsearch.helpers.parallel_bulk` with both rows of a document in one action; making those is not timed."""
+
+    def work(source: Source, client: Elasticsearch, options: ElasticOptions) -> tuple[float, int, Expected]:
+        rounds = [source.decoded(turn) for turn in range(1, ROUNDS + 1)]
+        actions = [list(_actions(changes, names(options).items)) for changes in rounds]
+        begin = time.perf_counter()
+        for some in actions:
+            answers = parallel_bulk(
+                client, some, thread_count=THREADS, queue_size=THREADS, chunk_size=BULK_DOCUMENTS, raise_on_error=True
+            )
+            deque(answers, maxlen=0)
+        return time.perf_counter() - begin, ROUNDS * source.documents * len(source.kinds), rounds[-1]
+
+    return _measured(bench, work)
+
+
+def _actions(changes: Expected, index: str) -> Iterator[dict[str, Any]]:
+    for item, rows in changes.items():
+        yield {"_op_type": "update", "_index": index, "_id": item, "doc": _partial(rows)}
+
+
+def _partial(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    return {"rows": {name: [row] for name, row in rows.items()}, "filled": dict.fromkeys(rows, True)}
+
+
+Work = Callable[[Source, Elasticsearch, ElasticOptions], tuple[float, int, Expected]]
+
+
+def _measured(bench: Bench, work: Work, filled: bool = True) -> Result:
+    """A node of its own, filled in the same way for all of them: rows a second, and what is not as it should be."""
+    bench.warm_up(lambda: None)
+    source = Source(QUICK_DOCUMENTS if bench.quick else DOCUMENTS)
+    with tempfile.TemporaryDirectory(dir=bench.folder, prefix="writer-") as name, node(Path(name)) as server:
+        options = ElasticOptions((server.url,))
+        with sync_client(options) as client:
+            if create(client, source.config, names(options)).problems:
+                raise RuntimeError("the index cannot be made")
+            if filled:
+                asyncio.run(_write(source, options, [source.patches(turn) for turn in range(-WARM_UP, 1)]))
+            bench.start()
+            seconds, rows, wanted = work(source, client, options)
+            account = bench.memory() | {"cpu_seconds": cpu_seconds(), "node_cpu_seconds": cpu_seconds(server.pid)}
+            lost = _differing(client, names(options).items, wanted)
+        return {
+            "rate": rows / seconds, "seconds": seconds, "rows": rows, "documents": len(wanted), "lost": lost,
+            "node_bytes": peak(server), **account,
+        }  # fmt: skip
+
+
+def _differing(client: Elasticsearch, index: str, wanted: Expected) -> int:
+    """Documents that are not there, or have other rows."""
+    items, found = list(wanted), 0
+    for at in range(0, len(items), PAGE):
+        ids = items[at : at + PAGE]
+        answer = client.mget(index=index, ids=ids, source_includes=["rows"])
+        for item, document in zip(ids, answer["docs"], strict=True):
+            rows = document["_source"]["rows"] if document["found"] else {}
+            found += {name: row[0] for name, row in rows.items() if row} != wanted[item]
+    return found

@@ -1,0 +1,164 @@
+"""Seeds: what a rebuild writes for workers that have no state to go on from, and that they go on from it exactly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from agents.kafka_log import Ends, rebuild_from_log
+from agents.rebuilding import Rebuilt
+from agents.seeds import write_seeds
+from agents.shared_copy import SharedCopy
+from cco.config import parse_config
+from tests.kafka.events import CONFIG, generated
+from tests.kafka.test_states import delete_records, folder_of, not_served, rebuilt, served
+from tests.kafka.world import ROOT, MakeWorld, WorkerProcess, World, wait_for
+
+
+def seeds_of(world: World, ends: Ends | None = None) -> dict[int, int]:
+    """Rebuild the log up to `ends` and write seeds, as `cco rebuild --seed` does; answers the offsets."""
+    settings = world.settings.model_copy(update={"share": str(world.folder / "share")})
+    offsets = dict(ends or enumerate(world.log_ends()))
+    model = rebuild_from_log(settings, world.config, offsets)
+    told = write_seeds(Rebuilt(world.config, settings, model, offsets))
+    assert all(partition["written"] for partition in told["partitions"].values()), told
+    return offsets
+
+
+def reconfigured(world: World, toml: str) -> None:
+    """Another configuration, in the same file, and the log and the index are the same."""
+    text = world.config_file.read_text()
+    assert text.count(world.toml) == 1
+    world.config_file.write_text(text.replace(world.toml, toml))
+    world.toml, world.config = toml, parse_config(toml, "cco.toml")
+
+
+def refused(worker: WorkerProcess, *words: str) -> None:
+    """Wait until none of its partitions is served, for a reason that has these words."""
+    wait_for(lambda: len(not_served(worker)) == 4, "all of it to be refused")
+    for reason in not_served(worker).values():
+        assert all(word in reason for word in words) and "\n" not in reason, reason
+    assert worker.get("/readyz")[0] == 503 and worker.get("/healthz")[0] == 200
+
+
+def test_all_state_is_lost_and_the_log_has_lost_its_beginning(make_world: MakeWorld) -> None:
+    """What came after the seed is still in the log; the worker waits for it, and takes it by itself."""
+    world = make_world(share=True, item_partitions=2)
+    worker = world.worker("alone")
+    batches = [generated(world, 3_000, seed=71)]
+    world.produce(batches[-1])
+    world.settle()
+    worker.kill()
+    for seed in (72, 73):  # while nobody learns
+        batches.append(generated(world, 1_000, seed=seed))
+        world.produce(batches[-1])
+        if seed == 72:
+            middle = dict(enumerate(world.log_ends()))
+            model = rebuild_from_log(world.settings, world.config, middle)  # as an archive has it
+    shutil.rmtree(world.folder / "state")
+    shutil.rmtree(world.folder / "share")
+    delete_records(world, {source: end - 3 for source, end in middle.items()})
+    worker.start()
+    refused(worker, "there is no state, and", "its first events are gone", "`cco rebuild --archive URL --seed`")
+
+    settings = world.settings.model_copy(update={"share": str(world.folder / "share")})
+    write_seeds(Rebuilt(world.config, settings, model, middle))
+    world.settle()
+    assert served(worker) == {source: ("seed", offset) for source, offset in middle.items()}
+    assert world.model() == rebuilt(world, batches)
+    batches.append(generated(world, 1_000, seed=74))
+    world.produce(batches[-1])
+    world.settle()
+    assert world.model() == rebuilt(world, batches)
+    wait_for(worker.is_ready, "the worker to be ready")
+
+    worker.kill()  # and what it has made of the seed is a state like any other
+    batches.append(generated(world, 500, seed=75))
+    world.produce(batches[-1])
+    worker.start()
+    world.settle()
+    assert world.model() == rebuilt(world, batches)
+    assert {state for state, _ in served(worker).values()} == {"local"}
+    assert worker.stop() == 0
+
+
+CHANGES = {
+    "a cap": CONFIG.replace("user_cap = 20", "user_cap = 7"),
+    "sampling": CONFIG.replace('sampling = "recent"\nwindow = "60d"', 'sampling = "uniform"\nseed = 5'),
+}
+
+
+def test_what_decides_retention_is_changed_and_changed_back(make_world: MakeWorld) -> None:
+    world = make_world(share=True)
+    before = world.toml
+    worker = world.worker("alone")
+    world.produce(generated(world, 3_000, seed=81))
+    world.settle()
+    shares = [SharedCopy(str(world.folder / "share"), f"interactions-{source}") for source in range(4)]
+    ends = world.log_ends()
+    wait_for(lambda: [copy.offset for s in shares if (copy := s.newest())] == ends, "copies of all of it")
+    offsets: dict[int, int] = {}
+    for number, toml in enumerate(CHANGES.values(), 1):
+        assert worker.stop() == 0
+        reconfigured(world, toml)
+        world.produce(generated(world, 500, seed=81 + number))
+        worker.start()
+        refused(worker, "was made with another configuration", "`cco rebuild --seed`")
+        assert worker.metric("cco_rows_counted_total") == 0
+        offsets = seeds_of(world)
+        world.produce(generated(world, 500, seed=91 + number))
+        world.settle()
+        assert served(worker) == {source: ("seed", offset) for source, offset in offsets.items()}
+        world.check()
+        asides = sorted(path.name for path in folder_of(world, 0).parent.glob("interactions-0.outdated-*"))
+        assert asides == [f"interactions-0.outdated-{k}" for k in range(1, number + 1)]
+
+    # the copies of the first one are still there: from them it goes on
+    assert worker.stop() == 0
+    reconfigured(world, before)
+    worker.start()
+    world.settle()
+    world.check()
+    assert served(worker) == {source: ("shared", end) for source, end in enumerate(ends)}
+    assert worker.stop() == 0
+
+
+def cco(world: World, *arguments: str) -> dict[str, Any]:
+    """What a command says with --json."""
+    command = [sys.executable, "-m", "agents", *arguments, "--config", str(world.config_file), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def test_the_command_and_two_workers(make_world: MakeWorld) -> None:
+    """One has lost its state; the other's is newer than the seeds, and it keeps to its own."""
+    world = make_world(share=True, session_timeout="3s")
+    workers = [world.worker("a"), world.worker("b")]
+    world.produce(generated(world, 2_000, seed=101))
+    world.settle()
+    mine = {worker.name: set(served(worker)) for worker in workers}
+    for worker in workers:
+        worker.kill()
+    shutil.rmtree(world.folder / "share")
+    told = cco(world, "rebuild", "--log", "--seed")["seeds"]
+    ends = world.log_ends()
+    assert {int(s): seed["offset"] for s, seed in told["partitions"].items()} == dict(enumerate(ends))
+    assert all(Path(seed["file"]).stat().st_size == seed["bytes"] for seed in told["partitions"].values())
+    again = cco(world, "rebuild", "--log", "--seed")["seeds"]  # nothing is newer
+    assert not any(seed["written"] for seed in again["partitions"].values())
+    shutil.rmtree(world.folder / "state" / "a")
+    world.produce(generated(world, 1_000, seed=102))
+    for worker in workers:
+        worker.start()
+    world.settle()
+    world.check()
+    states = {source: state for worker in workers for source, (state, _) in served(worker).items()}
+    assert mine["a"] and all(states[source] == "seed" for source in mine["a"]), states
+    for worker in workers:
+        assert worker.stop() == 0

@@ -1,0 +1,144 @@
+"""A rebuild published by a swap while workers, events, changes of items and questions go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from agents.kafka_log import rebuild_from_log
+from cco.event_data import ItemChange
+from cco.model_file import encode
+from model_sync.elastic_swap import Published, rebuilding
+from model_sync.elastic_versions import rollback, versions
+from tests.kafka.events import CONFIG, generated
+from tests.kafka.world import WorkerProcess, wait_for
+from tests.stack.conftest import MakeStack
+from tests.stack.questions import Questioner
+from tests.stack.serving import serving
+from tests.stack.stack import Stack, changes_of
+
+ITEMS = [f"item-{k}" for k in range(90)]
+QUESTIONS = [{"user": f"user-{k}"} for k in range(20)] + [{"item": "item-1"}, {}]
+
+
+def rebuild(stack: Stack, tell: Callable[[str], None] = lambda _: None) -> Published:
+    """Of the log, published."""
+    with rebuilding(stack.config, stack.options, source="log", tell=tell) as swap:
+        ends = dict(enumerate(stack.log_ends()))
+        model = rebuild_from_log(stack.settings, stack.config, ends)
+        return swap.publish(model.rows(), model.items, {str(source): end for source, end in ends.items()})
+
+
+def follows(worker: WorkerProcess, index: str) -> bool:
+    """Whether a worker has seen that an index is the one to write."""
+    told = [message["indices"] for message in worker.messages() if message["message"] == "publishing into"]
+    return bool(told) and told[-1] == [index]
+
+
+def roles(stack: Stack) -> dict[str, str]:
+    with stack.client() as client:
+        return {version.name.rpartition("-")[2]: version.role for version in versions(client, stack.names)}
+
+
+def test_a_swap_under_live_traffic(make_stack: MakeStack) -> None:
+    stack = make_stack(item_partitions=2, share=True, session_timeout="3s")
+    first = stack.worker("first")
+    stack.produce(generated(stack, 4_000, seed=1))
+    stack.change_items(changes_of(ITEMS, 1))
+    stack.settle()
+    turns = iter(range(2, 100))
+    said: list[str] = []
+
+    def tell(text: str) -> None:
+        said.append(text)
+        stack.change_items(changes_of(ITEMS[10:40], next(turns)))  # at every step
+        if text.startswith("verified"):
+            stack.worker("second")  # joins, and takes partitions over, while the new index is shown
+
+    with serving(stack) as url:
+        wait_for(first.is_ready, "the worker to be ready")
+        with (
+            Questioner(url, QUESTIONS) as questioner,
+            stack.producing(generated(stack, 4_000, seed=2), rate=250) as producing,
+        ):
+            done = rebuild(stack, tell)
+            assert producing.is_alive()
+            wait_for(lambda: not producing.is_alive(), "the events")
+        assert questioner.failures == []
+        assert questioner.asked > 20
+    assert done.index == f"{stack.names.items}-000002"
+    assert done.live_share > 0.5  # two workers, one of which has only just come
+    stack.check_all()
+    assert roles(stack) == {"000002": "live", "000001": "previous"}
+    assert first.metric("cco_elasticsearch_documents_total", outcome="refused") == 0
+
+    with stack.client() as client:
+        _, index = rollback(client, stack.config, stack.names)
+    wait_for(lambda: all(follows(worker, index) for worker in stack.workers.values()), "workers to go back")
+    stack.produce(generated(stack, 500, seed=3))
+    stack.check_all()
+    assert roles(stack) == {"000001": "live", "000002": "previous"}
+    assert all(worker.stop() == 0 for worker in stack.workers.values())
+
+
+def test_published_without_a_worker_and_then_gone_on_with(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    worker = stack.worker("alone")
+    stack.produce(generated(stack, 3_000, seed=4))
+    stack.change_items(changes_of(ITEMS, 1))
+    stack.check_all()
+    worker.kill()
+    stack.produce(generated(stack, 3_000, seed=5))
+    hidden = "item-3"
+    later = [ItemChange(hidden, "delete"), ItemChange("item-4", "set", {"color": "late"})]
+    with serving(stack) as url, Questioner(url, QUESTIONS) as questioner:
+        done = rebuild(stack, lambda text: stack.change_items(later) if text.startswith("verified") else None)
+        assert (done.live_share, done.index) == (0.0, f"{stack.names.items}-000002")
+        stack.check()  # what is served has learned of all events, with nobody there to learn
+    assert questioner.failures == []
+    worker.start()
+    stack.check_all()
+    stack.produce(generated(stack, 500, seed=6))
+    stack.check_all()
+
+
+def test_a_rebuild_that_gives_up_leaves_workers_as_they_were(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    worker = stack.worker("alone")
+    stack.produce(generated(stack, 3_000, seed=7))
+    stack.change_items(changes_of(ITEMS, 1))
+    stack.settle()
+    model = rebuild_from_log(stack.settings, stack.config)
+
+    def tell(text: str) -> None:
+        if text.startswith("live agents"):
+            raise KeyboardInterrupt
+
+    with (
+        stack.producing(generated(stack, 2_000, seed=8), rate=500),
+        pytest.raises(KeyboardInterrupt),
+        rebuilding(stack.config, stack.options, tell=tell) as swap,
+    ):
+        swap.publish(model.rows(), model.items, {})
+    assert roles(stack) == {"000001": "live"}
+    stack.change_items(changes_of(ITEMS, 2))
+    stack.check_all()
+    wait_for(worker.is_ready, "the worker to be ready")
+    assert "000002" not in str(roles(stack))  # nobody has made it again by writing
+
+
+def test_workers_of_another_configuration_keep_away(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    worker = stack.worker("old")
+    stack.produce(generated(stack, 3_000, seed=9))
+    stack.settle()
+    new = make_stack(CONFIG.replace("user_cap = 12", "user_cap = 3"))
+    with rebuilding(new.config, stack.options) as swap:
+        model = rebuild_from_log(stack.settings, new.config)
+        done = swap.publish(model.rows(), model.items, {})
+    assert done.live_share == 0
+    wait_for(lambda: "rebuilt for another configuration" in worker.get("/readyz")[1], "the worker to say so")
+    stack.produce(generated(stack, 500, seed=10))
+    wait_for(lambda: (worker.status() or {})["interactions"]["0"]["position"] == stack.log_ends()[0], "events")
+    assert stack.model() == b"".join(encode(model.rows(), model.items, new.config))
