@@ -93,7 +93,7 @@ def _groups(
 @contextmanager
 def _shared(url: str, name: str, config: Config) -> Iterator[StateStore | None]:
     shared = SharedCopy(url, name)
-    newest = shared.newest()
+    newest = shared.newest(config.epoch)
     if newest is None:
         yield None
         return

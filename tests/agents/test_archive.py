@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.archive import Archive, ArchiveError, ArchiveFile, day_of, holes, missing, table_of
+from agents.archive import GROUP_ROWS, Archive, ArchiveError, ArchiveFile, day_of, holes, missing, table_of
 from agents.archive_agent import _by_day
 from agents.archive_compaction import LARGEST, TIER, compact, contained, due, mergeable
 from agents.cli.main import main
@@ -194,6 +194,19 @@ def test_a_reader_goes_on_when_files_are_merged_under_it(archive: Archive) -> No
     compact(archive, archive.files()[0])
     assert len(archive.files()[0]) == 1
     assert rows([*found, *reading]) == rows([log])
+
+
+def test_large_files_are_merged_in_groups_that_are_read_one_by_one(tmp_path: Path) -> None:
+    archive, log = Archive(str(tmp_path)), log_of(3 * GROUP_ROWS, seed=4)
+    third = GROUP_ROWS
+    for first in range(0, 3 * third, third):
+        put(archive, log, first, first + third - 1)
+    (merged,) = compact(archive, archive.files()[0]).made
+    with archive.opened(merged) as file:
+        groups = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
+    assert len(groups) > 2
+    assert max(groups) <= GROUP_ROWS
+    assert all_of(archive, 3 * third) == rows([log])
 
 
 def test_merged_files_are_of_one_day_not_too_large_and_of_like_size_while_it_goes_on() -> None:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -112,9 +113,10 @@ def test_the_model_of_the_archive_is_that_of_the_log(
     write(settings, [message for message, _, _ in told[300:]])
     assert rebuilt(tmp_path, config_file, "--archive", archive.url) == oracle_of(config, told[:300])
     with_tail = ["--archive", archive.url, "--tail"]
-    assert rebuilt(tmp_path, config_file, *with_tail) == oracle_of(config, told)
-    by_partition = [[entry for entry in told if entry[2] == partition] for partition in range(SOURCES)]
     capsys.readouterr()
+    assert rebuilt(tmp_path, config_file, *with_tail) == oracle_of(config, told)
+    assert json.loads(capsys.readouterr().out)["events"] == 400  # each once
+    by_partition = [[entry for entry in told if entry[2] == partition] for partition in range(SOURCES)]
     for ends in ({0: 60, 1: 25}, {0: len(by_partition[0]), 1: 80}, {1: 40}):
         pairs = ",".join(f"{partition}:{end}" for partition, end in ends.items())
         read = [entry for partition, end in ends.items() for entry in by_partition[partition][:end]]
@@ -207,12 +209,17 @@ def test_what_is_wrong_with_an_archive_is_named_and_what_is_missing_is_archived_
     times = table.column("timestamp").to_pylist()
     times[6] += 1
     wrong = table.set_column(3, "value", pa.array(values, pa.binary())).set_column(1, "timestamp", pa.array(times))
-    wrong = pa.concat_tables([wrong.slice(0, 1), wrong.slice(2)])
     about = {"topic": settings.topic("interactions"), "partitions": SOURCES}
-    archive.write([wrong.cast(table.schema)], 1, spoilt.first, spoilt.last, spoilt.day, about)
-    capsys.readouterr()
-    assert main([*command, "--json"]) == 1
-    report = json.loads(capsys.readouterr().out)
+
+    def verified(instead: pa.Table) -> dict[str, Any]:
+        archive.write([instead.cast(table.schema)], 1, spoilt.first, spoilt.last, spoilt.day, about)
+        capsys.readouterr()
+        assert main([*command, "--json"]) == 1
+        report: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return report
+
+    assert verified(wrong)["partitions"][1]["different"] == 2
+    report = verified(pa.concat_tables([wrong.slice(0, 1), wrong.slice(2)]))
     assert (report["ok"], report["partitions"][0]["different"], report["partitions"][1]["different"]) == (False, 0, 3)
     assert report["partitions"][1]["differences"] == [
         f"partition 1, offset {spoilt.first + 1}: is in the log, and not in the archive",

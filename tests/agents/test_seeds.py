@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents import state_records
 from agents.checkpoint import Checkpointer, restore_stages
 from agents.seeds import Seed, _check, check_place
 from agents.settings import Settings
@@ -19,6 +20,7 @@ from agents.state_errors import StateError
 from agents.state_store import StateStore
 from agents.topics import PartitionFound
 from agents.user_partition import SourceLog
+from cco import batch_state
 from cco.batch import Model, rebuild
 from cco.config import Config, Indicator, Retention
 from cco.user_stage import UserStage
@@ -127,27 +129,25 @@ def test_a_stage_goes_on_from_a_seed_as_if_it_had_seen_the_log(
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "recent"])
-def test_a_large_seed_has_many_segments(tmp_path: Path, sampling: Any) -> None:
-    """Long names, a user whose record is larger than a segment, and caps that are reached."""
+def test_a_seed_of_many_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: Any) -> None:
+    """Segments are small here, so that names fill many of them, and a user's record is larger than one."""
+    monkeypatch.setattr(state_records, "PIECE", 2_000)
+    monkeypatch.setattr(batch_state, "WORDS", 700)
     many = Config(
         primary="buy",
-        indicators={
-            "buy": Indicator(user_cap=10_000),
-            "view": Indicator(user_cap=30),
-            **{name: Indicator(events=("buy",), user_cap=10_000) for name in ("a", "b", "c")},
-        },
+        indicators={"buy": Indicator(user_cap=1_000), "view": Indicator(user_cap=30)},
         retention=Retention(sampling=sampling, source_partitions=2, window=None),
     )
-    log: list[Event] = [(f"u{k % 2_000}-{'x' * 400}", "buy", f"i{k % 501}", 1000 + k) for k in range(6_000)]
-    log += [(f"u{k % 90}", "view", f"i{k % 791}", 9000 + k) for k in range(8_000)]
-    log += [("all", "buy", f"item-{k}-{'é' * 20}", 5000 + k % 3) for k in range(12_000)]
+    log: list[Event] = [(f"u{k % 200}-{'x' * 99}", "buy", f"i{k % 51}", 1000 + k) for k in range(600)]
+    log += [(f"u{k % 90}", "view", f"i{k % 391}", 9000 + k) for k in range(4_000)]
+    log += [("all", "buy", f"item-{k}-{'é' * 20}", 5000 + k % 3) for k in range(1_200)]
     logs = logs_of(many, log)
     model = model_of(many, logs)
     for source in range(2):
         seed = Seed(model, replace(IN_LOG, partition=source, partitions=2), 7)
         stored = list(seed.records())
         (generation,) = seed.commit.generations
-        assert len(stored) == generation.users + generation.names and generation.names > 2
+        assert len(stored) == generation.users + generation.names and min(generation.users, generation.names) > 4
         assert sum(len(value) - 4 for _, value in stored) == generation.bytes
         stage, whole = planted(tmp_path, model, source, 7), Stage(many, source)
         whole.feed(logs[source])

@@ -45,10 +45,10 @@ def test_another_cap_changes_every_document_though_the_seed_is_older(make_stack:
     """What is told at the seed's offset comes too late: there are documents of later ones, as the old cap made them."""
     stack = make_stack(CONFIG, share=True)
     worker = stack.worker("alone")
-    stack.produce(generated(stack, 2_000, seed=112))
+    stack.produce(generated(stack, 2_000, seed=112, users=60))
     stack.check_all()
     early = dict(enumerate(stack.log_ends()))
-    stack.produce(generated(stack, 1_000, seed=113))
+    stack.produce(generated(stack, 1_000, seed=113, users=60))
     stack.check_all()
     before = stack.documents_of_users()
     assert worker.stop() == 0

@@ -34,6 +34,10 @@ def test_events_change_recommendations_and_items_follow_their_metadata(make_stac
             lambda: (found := stack.ask(url, {"user": "nobody yet", "explain": True}))["history"] == 2 and found,
             "my events",
         )
+        stack.settle()  # my own purchases changed rows too
+        with stack.client() as client:
+            client.indices.refresh(index=stack.names.items)
+        own = stack.ask(url, {"user": "nobody yet", "explain": True})
         assert own["items"][0]["score"] > 0
         assert {c["item"] for hit in own["items"] for c in hit.get("contributions", ())} <= set(popular[:2])
         assert not set(popular[:2]) & set(names(own))  # what was bought is not recommended again

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
 
+from agents.cli.main import main
 from agents.kafka_log import rebuild_from_log
 from cco.event_data import ItemChange
 from cco.model_file import encode
@@ -142,3 +144,19 @@ def test_workers_of_another_configuration_keep_away(make_stack: MakeStack) -> No
     stack.produce(generated(stack, 500, seed=10))
     wait_for(lambda: (worker.status() or {})["interactions"]["0"]["position"] == stack.log_ends()[0], "events")
     assert stack.model() == b"".join(encode(model.rows(), model.items, new.config))
+
+
+def test_the_command(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:
+    stack = make_stack()
+    stack.produce(generated(stack, 2_000, seed=11))
+    command = ["rebuild", "--log", "--publish", "--json", "--config", str(stack.config_file)]
+    assert main(command) == 0
+    published = json.loads(capsys.readouterr().out)["published"]
+    assert (published["index"], published["previous"]) == (f"{stack.names.items}-000002", f"{stack.names.items}-000001")
+    stack.check()
+    with rebuilding(stack.config, stack.options):
+        assert main(command) == 2
+        assert "no second rebuild" in capsys.readouterr().err
+        assert main([*command, "--take-over"]) == 0
+    stack.check()
+    assert roles(stack) == {"000004": "live", "000002": "previous"}
