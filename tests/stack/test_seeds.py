@@ -48,8 +48,19 @@ def test_another_cap_changes_every_document_though_the_seed_is_older(make_stack:
     stack.produce(generated(stack, 2_000, seed=112, users=60))
     stack.check_all()
     early = dict(enumerate(stack.log_ends()))
-    stack.produce(generated(stack, 1_000, seed=113, users=60))
+    stack.produce(generated(stack, 300, seed=113, users=4))
     stack.check_all()
+    assert worker.stop() == 0
+    worker.start()  # it tells of everybody once more, as of the end
+    ends = stack.log_ends()
+
+    def told_anew() -> bool:
+        with stack.client() as client:
+            client.indices.refresh(index=stack.names.users)
+            hits = client.search(index=stack.names.users, size=1_000)["hits"]["hits"]
+        return all(hit["_source"]["position"] == ends[hit["_source"]["source"]] for hit in hits)
+
+    wait_for(told_anew, "all documents as of the end")
     before = stack.documents_of_users()
     assert worker.stop() == 0
     reconfigured(stack, CHANGES["a cap"])
