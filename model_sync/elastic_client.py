@@ -22,6 +22,10 @@ class ElasticProblem(Exception):
     """Elasticsearch cannot be used (on): one readable line with where, what is wrong and what to do."""
 
 
+class NotNow(ElasticProblem):
+    """A part of the index cannot be read for the moment, as after the start of a node. Ask again."""
+
+
 class IndexNames(NamedTuple):
     """The aliases that everything is read and written through; the index behind one is `ALIAS-000001` and so on."""
 

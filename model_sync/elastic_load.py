@@ -21,7 +21,7 @@ from elasticsearch import Elasticsearch
 from cco.config import Config
 from cco.rows import Patches, Rows
 from cco.vocabulary import Vocabulary
-from model_sync.elastic_client import ElasticProblem
+from model_sync.elastic_client import ElasticProblem, NotNow
 from model_sync.elastic_documents import (
     RowDocument,
     fields_json,
@@ -127,13 +127,18 @@ class Loader:
         served = self._served
         if served is None:
             return {}
-        answer = self._patience(
-            "reading metadata", lambda: self._client.mget(index=served, ids=list(ids), source_includes=SOURCE).body
-        )
+
+        def read() -> list[Mapping[str, Any]]:
+            found: list[Mapping[str, Any]] = self._client.mget(
+                index=served, ids=list(ids), source_includes=SOURCE
+            ).body["docs"]
+            for document in found:
+                if "error" in document:
+                    raise NotNow(f"metadata of items cannot be read: {document['error'].get('reason')}")
+            return found
+
         found = {}
-        for document in answer["docs"]:
-            if "error" in document:
-                raise ElasticProblem(f"metadata of items cannot be read: {document['error'].get('reason')}")
+        for document in self._patience("reading metadata", read):
             source = document.get("_source") or {}
             if "known" in source or "metadata_position" in source:
                 found[str(document["_id"])] = source

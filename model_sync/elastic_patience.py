@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from elasticsearch import ApiError, TransportError
 
-from model_sync.elastic_client import ElasticProblem, elastic_errors
+from model_sync.elastic_client import ElasticProblem, NotNow, elastic_errors
 
 T = TypeVar("T")
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds
@@ -19,7 +19,7 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 def passes(error: BaseException | None) -> bool:
     """Whether an error is one of those that may be over in a while."""
     if isinstance(error, ElasticProblem):
-        return passes(error.__cause__)
+        return isinstance(error, NotNow) or passes(error.__cause__)
     if isinstance(error, ApiError):
         return error.status_code in _PASSING
     return isinstance(error, TransportError)

@@ -5,6 +5,7 @@ And the real servers, one of a kind for all tests of a process, started when the
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -26,6 +27,16 @@ settings.register_profile(
     phases=(Phase.explicit, Phase.generate),  # a failure is enough, the smallest one is not needed
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A test may set up the log of a whole process, on a stream that ends with it: no other may write there."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
