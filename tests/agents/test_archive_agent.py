@@ -320,9 +320,9 @@ def test_two_at_a_time_do_no_harm_and_small_files_are_merged_on_the_way(
         running = [asyncio.ensure_future(agent.run()) for agent in agents]
         for k in range(0, 1200, 20):
             await asyncio.to_thread(write, settings, [message for message, _, _ in told[k : k + 20]])
-        async with asyncio.timeout(60):
-            while sum(missing(files)[0] for files in archive.files().values()) < 1200:
-                await asyncio.sleep(0.05)
+            async with asyncio.timeout(60):  # each in files of its own, however busy the machine is
+                while sum(missing(files)[0] for files in archive.files().values()) < k + 20:
+                    await asyncio.sleep(0.01)
         for agent in agents:
             agent.stop()
         await asyncio.gather(*running)
