@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from agents.state_directory import sync_folder
 from agents.state_errors import StateError, explained
 
 SEGMENT_BYTES = 16 << 20
@@ -57,7 +58,7 @@ class Journal:
         self._size = 0  # of the last segment
         with explained(folder, "opening the journal"):
             folder.mkdir(exist_ok=True)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
             self._segments = sorted(int(path.stem) for path in folder.glob(f"*{_SUFFIX}"))
         self.committed(start)
         if self._segments and self._segments[0] > start:
@@ -143,7 +144,7 @@ class Journal:
             self._file = os.open(self._path(self.position), flags | os.O_CREAT | os.O_EXCL, 0o600)
             self._segments.append(self.position)
             self._size = 0
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         else:
             self._file = os.open(self._path(self._segments[-1]), flags)
 
@@ -183,11 +184,3 @@ def _entry(line: bytes) -> Entry | None:
         return _decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -60,7 +60,7 @@ def create_if_new(path: Path, config: Config, fill: Callable[[Path], None]) -> N
         for old in found & {DATABASE, _INCOMING}:
             shutil.rmtree(path / old)
         fill(path / DATABASE)
-        _sync_folder(path / DATABASE)
+        sync_folder(path / DATABASE)
         _make_it_count(path)
 
 
@@ -81,13 +81,13 @@ def install(path: Path, config: Config, fill: Callable[[Path], None]) -> None:
         drop_incoming(path)
         try:
             fill(path / _INCOMING)
-            _sync_folder(path / _INCOMING)
+            sync_folder(path / _INCOMING)
         except BaseException:
             drop_incoming(path)
             raise
         if not new:
             os.replace(path / _META, path / _NEW_META)
-            _sync_folder(path)
+            sync_folder(path)
         if DATABASE in found:
             shutil.rmtree(path / DATABASE)
         os.replace(path / _INCOMING, path / DATABASE)
@@ -147,12 +147,12 @@ def _write_new_meta(path: Path, config: Config) -> None:
         json.dump(meta_of(config), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(path)
+    sync_folder(path)
 
 
 def _make_it_count(path: Path) -> None:
     os.replace(path / _NEW_META, path / _META)
-    _sync_folder(path)
+    sync_folder(path)
 
 
 def _is_new(found: set[str]) -> bool:
@@ -160,7 +160,8 @@ def _is_new(found: set[str]) -> bool:
     return not found or (_NEW_META in found and found <= {_NEW_META, DATABASE, _INCOMING})
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make durable which files a folder has."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -27,6 +27,7 @@ from model_sync.elastic_admin import create
 from model_sync.elastic_client import names, sync_client
 from model_sync.elastic_documents import metadata_fields
 from model_sync.elastic_index import ElasticIndex
+from model_sync.elastic_names import decoded
 from tests.kafka.world import World, wait_for
 
 PAGE = 1_000  # documents read at once
@@ -74,7 +75,7 @@ class Stack(World):
             for hit in scan(client, index=self.names.items, source=["rows"], size=PAGE):
                 features.add(hit["_id"])
                 for row in hit["_source"].get("rows", {}).values():
-                    features |= {name.replace("%2E", ".").replace("%25", "%") for part in row for name in part}
+                    features |= {decoded(name) for part in row for name in part}
             items.intern(sorted(features))
             rows = ElasticIndex(client, self.names.items, self.config, items).rows()
         return b"".join(encode(rows, items, self.config))
