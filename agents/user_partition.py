@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from agents.checkpoint import Checkpointer, Position, restore_stages
 from agents.dead_letters import DeadLetter
@@ -83,7 +84,7 @@ class UserPartition:
         self._claims: dict[int, int] = {}  # by item partition: the claim to answer, the latest
         self._fill: Iterator[list[Edits]] | None = None
         self._filling = (0, 0, 0)  # item partition, claim, next part
-        self._fresh = np.empty(0, np.int64)
+        self._fresh: npt.NDArray[np.int64] | None = None  # users of the latest events, once documents are asked for
         self.tell_all_users = False  # the index is another one: set by the event loop, done here
         # Up to this position an earlier life may have told of users as they are later: all are told once it is reached.
         self.tell_all_at: int | None = 0
@@ -166,7 +167,8 @@ class UserPartition:
             self.sources,
         )
         told = list(self.stage.ingest(parsed.batch))
-        self._fresh = np.concatenate((np.unique(parsed.batch.users).astype(np.int64), self._fresh))[:MOST_FRESH]
+        if self._fresh is not None:
+            self._fresh = np.concatenate((np.unique(parsed.batch.users).astype(np.int64), self._fresh))[:MOST_FRESH]
         letters = []
         for rejection in parsed.rejections:
             record = records[rejection.line - 1]
@@ -190,7 +192,8 @@ class UserPartition:
         """Documents of some users who have changed, or whom the index is not known to have; none when all are told."""
         if self._all_are_to_be_told():
             self.stage.tell_all()
-        users, self._fresh = self.stage.untold(DOCUMENTS, self._fresh), self._fresh[:0]
+        first = np.empty(0, np.int64) if self._fresh is None else self._fresh
+        users, self._fresh = self.stage.untold(DOCUMENTS, first), first[:0]
         return [self._document(user) for user in users.tolist()]
 
     def _all_are_to_be_told(self) -> bool:
