@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -30,6 +31,7 @@ import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
 
 from agents.log_records import Records
+from agents.state_directory import sync_folder
 from agents.state_errors import is_full, one_line
 
 FORMAT = 1
@@ -208,7 +210,7 @@ class Archive:
                 size = int(self._fs.size(unfinished))
                 self._fs.mv(unfinished, finished)
                 if isinstance(self._fs, LocalFileSystem):
-                    _sync_folder(folder)
+                    sync_folder(Path(folder))
             except BaseException:
                 with suppress(Exception):  # `remove_left_over` does if this does not
                     self._fs.rm_file(unfinished)
@@ -367,12 +369,3 @@ def _damaged(where: str, error: Exception) -> str:
         f"{where}: the file is damaged ({one_line(error)}): remove it, and `cco archive run` archives its records"
         " again, if the log still has them"
     )
-
-
-def _sync_folder(folder: str) -> None:
-    """Wait until the disk has the name."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
