@@ -15,6 +15,7 @@ from typing import Any
 from elasticsearch import Elasticsearch, NotFoundError
 from elasticsearch.helpers import scan
 
+from agents import status
 from agents.elastic import elastic_options
 from agents.engine import Engine
 from agents.item_changes import ItemRecords
@@ -159,6 +160,10 @@ class Stack(World):
         wait_for(lambda: _safely(self.documents_of_users) == wanted, "the documents of users")
         metadata = self.folded()
         wait_for(lambda: _safely(self.metadata) == metadata, "the metadata of items")
+
+    def mode(self) -> str:
+        """What `cco status` says."""
+        return status.look(self.config, self.settings).mode
 
     def ask(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         """A question to a service."""

@@ -59,6 +59,7 @@ def test_it_leaves_a_healthy_system_alone(make_stack: MakeStack, tmp_path: Path)
     stack.produce(generated(stack, 800, seed=3))
     worker = stack.worker("w1")
     stack.settle()
+    wait_for(lambda: stack.mode() == "kappa", "the worker's first report")
     with service(stack, log, "--when", "unhealthy"):
         wait_for(lambda: sum(m.get("reason") == "the mode is kappa" for m in said(log)) >= 2, "two turns not taken")
         assert not any("published" in line for line in said(log))
