@@ -10,6 +10,7 @@ SERVERS := .servers
 KAFKA_PORT ?= 9092
 ELASTICSEARCH_PORT ?= 9200
 SOAK ?= --kills 100
+DAY ?= --events 1000000
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo )
 APT_GET := $(AS_ROOT)env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
@@ -21,7 +22,8 @@ help:
 	@echo "make demo-kafka  the same through a real Kafka and two workers, with a kill -9 in the middle"
 	@echo "make demo-stack  purchases through Kafka into Elasticsearch, and recommendations by HTTP, all of it real"
 	@echo "make test        everything that CI runs: style, types, import contract, tests"
-	@echo "make soak        workers killed 100 times; SOAK='--steady 30': half an hour at half of the highest rate"
+	@echo "make soak        workers killed 100 times, and the scripted day (kappa, lambda and back) with a million events;"
+	@echo "                 SOAK='--steady 30': half an hour at half of the highest rate; DAY='--events 100000'"
 	@echo "make bench       the numbers in README.md"
 	@echo "make kafka       run an Apache Kafka broker here, on port $(KAFKA_PORT) (KAFKA_PORT=...), until Ctrl-C"
 	@echo "make elasticsearch"
@@ -93,8 +95,9 @@ check: $(VENV)/.installed-test $(VENV)/.compiled-worker servers
 
 test: lint types check
 
-soak: $(VENV)/.compiled-worker servers
+soak: $(VENV)/.compiled-worker $(VENV)/.installed-elasticsearch servers
 	@$(BIN)/python -m tests.kafka.soak $(SOAK)
+	@$(BIN)/python -m tests.stack.day $(DAY)
 
 bench: $(VENV)/.installed-bench servers
 	$(BIN)/python -m benchmarks

@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from agents.archive import DAY_MS, Archive, ArchiveError, ArchiveFile, day_of, missing, table_of
 from agents.archive_compaction import compact, due
@@ -30,6 +30,7 @@ EVERY = 60.0  # seconds that a record waits at most until it is archived
 FILE_BYTES = 32 << 20  # of records of a partition, after which a file is written at once
 HELD_BYTES = 256 << 20  # of records of all partitions
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts to write, each twice the one before
+LOOK_SECONDS = 5.0  # between two looks at where the log ends
 
 _POLL_MS = 200
 _FETCH_RECORDS = 65_536
@@ -50,6 +51,9 @@ class _Source:
     records: list[_Record] = field(default_factory=list)
     size: int = 0  # bytes held
     since: float = 0.0  # when the first of them came
+    log_end: int = 0  # offset, as of the last look
+    files: int = 0  # written
+    archived: int = 0  # records in them
 
     def take(self, records: Sequence[_Record], at: int) -> None:
         if not self.records:
@@ -86,6 +90,21 @@ class Archived:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How a partition stands: offsets up to where it is archived and where its log ends; what was written here."""
+
+    archived: int
+    log_end: int
+    records: int
+    files: int
+
+    @property
+    def lag(self) -> int:
+        """Records of the log, as offsets count, that are not archived."""
+        return max(0, self.log_end - self.archived)
+
+
+@dataclass(frozen=True, slots=True)
 class Told:
     """Something that happened, for a log: `problem` is None where it is no problem."""
 
@@ -111,6 +130,8 @@ class ArchiveAgent:
         tell: Callable[[Told], None] = lambda told: None,
     ) -> None:
         self.done = Archived()
+        self.trouble: str | None = None  # why files cannot be written just now
+        self.failures = 0  # of attempts to write a file
         self._config, self._settings, self._archive = config, settings, archive
         self._every, self._tell = every, tell
         self._topic = settings.topic(INTERACTIONS)
@@ -123,6 +144,13 @@ class ArchiveAgent:
     def stop(self) -> None:
         """Archive what was read, and end `run`."""
         self._stopping.set()
+
+    def standing(self) -> dict[int, Standing]:
+        """By partition, once it is known."""
+        return {
+            partition: Standing(of.first, max(of.log_end, of.at), of.archived, of.files)
+            for partition, of in sorted(self._sources.items())
+        }
 
     async def run(self, once: bool = False) -> Archived:
         """Archive until `stop`; with `once`, up to where the log ends now.
@@ -145,7 +173,12 @@ class ArchiveAgent:
                 await check_partitions(consumer._client, self._settings, self._topic, self._partitions)
                 tps = [TopicPartition(self._topic, partition) for partition in range(self._partitions)]
                 ends = await self._begin(consumer, tps)
-                await self._follow(consumer, tps, ends)
+                looking = asyncio.create_task(self._look_forever(consumer, tps))
+                try:
+                    await self._follow(consumer, tps, ends)
+                finally:
+                    looking.cancel()
+                    await asyncio.gather(looking, return_exceptions=True)
             finally:
                 await consumer.stop()
         return self.done
@@ -166,7 +199,7 @@ class ArchiveAgent:
             at, stop = missing(files)
             if int(begins[tp]) > at:
                 raise self._lost(tp.partition, at, int(begins[tp]))
-            self._sources[tp.partition] = _Source(at, stop, first=at)
+            self._sources[tp.partition] = _Source(at, stop, first=at, log_end=end)
         # Assigned once: a consumer that stops soon after another assignment never ends (aiokafka 0.14).
         consumer.assign(tps)
         for tp in tps:  # at once: it is not to look for a position by itself
@@ -201,6 +234,14 @@ class ArchiveAgent:
             f" before offset {at}: {first - at} records were deleted before they were archived. No rebuild can have"
             " them back: keep the log for longer, and begin anew with another topic_prefix and archive"
         )
+
+    async def _look_forever(self, consumer: AIOKafkaConsumer, tps: Sequence[TopicPartition]) -> None:
+        """Keep in mind where the log ends, also while nothing can be written, and so nothing is read."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            with suppress(KafkaError):
+                for tp, end in (await consumer.end_offsets(tps)).items():
+                    self._sources[tp.partition].log_end = int(end)
 
     # -- following ----------------------------------------------------------------------------------
 
@@ -267,6 +308,8 @@ class ArchiveAgent:
 
         file = await self._persistently(partition, write)
         source.written()
+        source.files += 1
+        source.archived += len(records.keys)
         self.done.offsets[partition] = source.first
         self.done.files += 1
         self.done.records += len(records.keys)
@@ -279,11 +322,15 @@ class ArchiveAgent:
         pause = FIRST_PAUSE
         while True:
             try:
-                return await asyncio.to_thread(work)
+                done = await asyncio.to_thread(work)
             except ArchiveError as error:
+                self.trouble, self.failures = str(error), self.failures + 1
                 if self._once or self._stopping.is_set():
                     raise
                 self._tell(Told("cannot write, trying again", partition, problem=str(error)))
+            else:
+                self.trouble = None
+                return done
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
             pause = min(2 * pause, LONGEST_PAUSE)

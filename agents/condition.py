@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from math import inf
 from typing import TYPE_CHECKING, Any
 
-from agents.modes import REBUILD, Mode, Reason, fill_reason, lag_reason, mode_of, staleness_reason
+from agents.modes import (
+    FOLLOWING_SECONDS,
+    REBUILD,
+    Mode,
+    Reason,
+    fill_reason,
+    lag_reason,
+    mode_of,
+    staleness_reason,
+)
 from agents.topics import EDITS, INTERACTIONS
 
 if TYPE_CHECKING:
@@ -41,7 +51,7 @@ class WorkerCondition:
         now = time.monotonic()
         found = [*self._health(), *self._of_sources(), *self._of_assignment(), *self._of_lags(now)]
         if worker.elastic is not None:
-            found += [Reason("catching_up", "", problem) for problem in worker.elastic.problems()]
+            found += worker.elastic.reasons()
         return [*found, *self._of_rows(now)]
 
     def _health(self) -> Iterator[Reason]:
@@ -82,16 +92,20 @@ class WorkerCondition:
         return f"{topic.removeprefix(self._worker.settings.topic_prefix)}-{partition}"
 
     def _of_lags(self, now: float) -> Iterator[Reason]:
-        positions = self._positions()
+        positions, logged, clock = self._positions(), self._log_times(), time.time()
         for (topic, partition), lag in self.lags().items():
             place = (topic, partition)
-            behind = now - self._caught_up.setdefault(place, now)
             position = positions.get(place, 0)
             if lag == 0:
                 self._caught_up[place] = now
             if lag == 0 or self._moved.get(place, (-1, now))[0] != position:
                 self._moved[place] = (position, now)
-            reason = lag_reason(f"{topic}-{partition}", lag, behind, now - self._moved[place][1])
+            # Since when it was last seen without a lag; but where events never cease, that may be never: what it
+            # applies says better how far it is behind, as long as it applies something.
+            behind, stood = now - self._caught_up.get(place, -inf), now - self._moved[place][1]
+            if place in logged and stood <= FOLLOWING_SECONDS:
+                behind = min(behind, max(0.0, clock - logged[place]))
+            reason = lag_reason(f"{topic}-{partition}", lag, behind, stood)
             if reason is not None:
                 yield Reason(reason.mode, self._about(topic, partition), reason.text, reason.remedy)
 
@@ -103,6 +117,13 @@ class WorkerCondition:
             metadata = worker.elastic.metadata
             found |= {(metadata.topic, p): metadata.position(p) or 0 for p in metadata.lags()}
         return found
+
+    def _log_times(self) -> dict[tuple[str, int], float]:
+        """When what was applied last was logged, epoch seconds, where something was applied in this life."""
+        worker = self._worker
+        sources = {(worker.users.topic, source): of.log_time for source, of in worker.users.owned().items()}
+        items = {(worker.items.topic, number): of.log_time for number, of in worker.items.owned().items()}
+        return {place: at for place, at in (sources | items).items() if at is not None}
 
     def _of_rows(self, now: float) -> Iterator[Reason]:
         for number, of_items in self._worker.items.owned().items():

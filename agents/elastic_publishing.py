@@ -2,13 +2,14 @@
 
 When the index that an alias names is one that was not seen before (deleted and made anew, gone back to), everything is
 said to it from the beginning. One that a rebuild has ready is written beside the one that is served, see
-`elastic_targets`; when it is swapped in, nothing is left to be said.
+`elastic_targets`; when it is swapped in, nothing is left to be said. Nothing is said to an index of another log than
+ours, see `logs`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from elasticsearch import ApiError, TransportError
@@ -18,14 +19,17 @@ from prometheus_client.registry import Collector
 
 from agents.dead_letters import DeadLetter
 from agents.elastic import elastic_options
-from agents.elastic_targets import ElasticSink, Place, Target, Targets, look
+from agents.elastic_targets import ElasticSink, Place, Target, Targets, look, sign
 from agents.log import get_logger
+from agents.logs import Log, log_differences, look_at_logs, reason_of, signature
 from agents.metadata_agent import MetadataAgent
+from agents.modes import Reason
 from agents.topics import DEAD_LETTERS, ITEMS
 from model_sync.bulk_types import Refusal, Rows, Statistics
-from model_sync.bulk_writer import RowWriter, UserWriter, WriterStats
+from model_sync.bulk_writer import RowWriter, UserDocument, UserWriter, WriterStats
 from model_sync.elastic_client import ElasticProblem, async_client, names
 from model_sync.elastic_documents import fields_json
+from model_sync.elastic_mapping import Difference, Kind
 from model_sync.elastic_metadata import MetadataWriter
 
 if TYPE_CHECKING:
@@ -49,6 +53,10 @@ class ElasticPublishing:
         self.users = UserWriter(self._client, self.names.users, refused=self._refused, troubled=self._troubled)
         self.sink = ElasticSink(worker.config, self.targets)
         self.metadata = MetadataAgent(worker.config, worker.settings, worker.metrics, worker.producer, self._read_items)
+        self._logs: dict[str, Log] = {}
+        self._foreign: list[Difference] = []  # what says that an index is of another log
+        self._is_ours = asyncio.Event()  # that none is
+        self._is_unsigned = False  # an index could not be signed
         self._users_index: str | None = None  # id of what is behind the alias
         self._served: str | None = None
         worker.metrics.registry.register(WriterMetrics(self))
@@ -57,27 +65,53 @@ class ElasticPublishing:
 
     async def watch_forever(self) -> None:
         """Begin with the indices as they are, and go on with whatever follows them."""
+        self._logs = await look_at_logs(self._worker.settings)
         while True:
             await self._look()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _look(self) -> None:
         try:
-            users = await self._id(self.names.users)
+            users, _ = await look(self._client, self.names.users)
             served, following = await look(self._client, self.names.items)
         except (ApiError, TransportError, ElasticProblem) as error:  # the writers say more, and go on trying
             self.trouble = f"Elasticsearch: the index cannot be looked at: {str(error)[:300]}"
             return
         self.trouble = None
-        if users != self._users_index:
-            get_logger().info("publishing users", users=self.names.users, index=users, before=self._users_index)
-            self._users_index = users
+        foreign = [*await self._differences(users, "users"), *await self._differences(served, "items")]
+        if foreign != self._foreign:
+            for difference in foreign:
+                get_logger().error("nothing is published", reason=str(difference))
+            self._foreign = foreign
+        if foreign:
+            self._is_ours.clear()
+            await self._follow([])
+            return
+        self._is_ours.set()
+        if users.id != self._users_index:
+            get_logger().info("publishing users", users=self.names.users, index=users.id, before=self._users_index)
+            self._users_index = users.id
             self._worker.users.tell_all_users()
         await self._follow(self._wanted(served, following))
 
-    async def _id(self, alias: str) -> str:
-        answer = await self._client.indices.get_settings(index=alias, name="index.uuid")
-        return "+".join(sorted(str(of["settings"]["index"]["uuid"]) for of in answer.body.values()))
+    async def _differences(self, place: Place, kind: Kind) -> list[Difference]:
+        """What says that an index is of another log than ours. One that nobody has signed is ours, and is signed."""
+        ours = signature(self._logs, kind)
+        found = list(log_differences(place.name, place.log, ours))
+        signed = {**(place.log or {}), **ours}
+        if not found and signed != place.log:
+            try:
+                await sign(self._client, place.name, signed)
+            except (ApiError, TransportError) as error:  # without permission, say: it can be done without
+                if not self._is_unsigned:
+                    get_logger().warning("the index cannot be signed", index=place.name, reason=str(error)[:300])
+                self._is_unsigned = True
+        return found
+
+    async def put_users(self, documents: Sequence[UserDocument]) -> asyncio.Future[None]:
+        """Accept documents of users; waits while the queue is full, and while the index is not known to be ours."""
+        await self._is_ours.wait()
+        return await self.users.put(documents)
 
     def _wanted(self, served: Place, following: Place | None) -> list[Place]:
         """What is to be written. Rows of another configuration have no place in what was rebuilt for a new one."""
@@ -128,12 +162,21 @@ class ElasticPublishing:
 
     def problems(self) -> Iterator[str]:
         """What is not as it should be, a sentence each."""
+        return (reason.text for reason in self.reasons())
+
+    def _troubles(self) -> Iterator[str]:
         served = self.targets.served
         rows = None if served is None else served.rows.stats.trouble
         metadata = None if served is None else served.metadata.trouble
         for trouble in dict.fromkeys((self.trouble, rows, self.users.stats.trouble, metadata)):
             if trouble is not None:
                 yield trouble
+
+    def reasons(self) -> Iterator[Reason]:
+        """What that makes of the mode."""
+        yield from map(reason_of, self._foreign)
+        for problem in self._troubles():
+            yield Reason("catching_up", "", problem)
 
     def _troubled(self, trouble: str | None) -> None:
         if trouble is None:

@@ -22,20 +22,26 @@ from model_sync.bulk_types import FencedError, Statistics
 from model_sync.bulk_writer import Owner, RowWriter, WriterClosedError
 from model_sync.elastic_client import ElasticProblem
 from model_sync.elastic_documents import RowDocument, row_documents
+from model_sync.elastic_mapping import LOG
 from model_sync.elastic_metadata import MetadataWriter
 from model_sync.elastic_versions import NEXT, is_own_alias
 
-_LOOK = "*.aliases,*.settings.index.uuid,*.mappings._meta.cco.rebuild.epoch"
+_META = "*.mappings._meta.cco"
+_LOOK = f"*.aliases,*.settings.index.uuid,{_META}.rebuild.epoch,{_META}.{LOG}"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An index. `alias`: what it is written by; `epoch`: of the rebuild that made it, if one did."""
+    """An index. `alias`: what it is written by; `epoch`: of the rebuild that made it, if one did.
+
+    `log`: of which log it is; None: nobody has signed it.
+    """
 
     name: str
     id: str
     alias: str
     epoch: str | None
+    log: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +70,16 @@ async def look(client: AsyncElasticsearch, alias: str) -> tuple[Place, Place | N
 def _place(name: str, found: Mapping[str, Mapping[str, Any]], alias: str) -> Place:
     of = found[name]
     own = sorted(each for each in of.get("aliases", ()) if is_own_alias(name, each))
-    rebuild = of.get("mappings", {}).get("_meta", {}).get("cco", {}).get("rebuild", {})
+    meta = of.get("mappings", {}).get("_meta", {}).get("cco", {})
+    epoch, uuid = meta.get("rebuild", {}).get("epoch"), str(of["settings"]["index"]["uuid"])
     # An index made by hand may have no alias of its own.
-    return Place(name, str(of["settings"]["index"]["uuid"]), own[0] if own else alias, rebuild.get("epoch"))
+    return Place(name, uuid, own[0] if own else alias, epoch, meta.get(LOG))
+
+
+async def sign(client: AsyncElasticsearch, index: str, log: Mapping[str, Any]) -> None:
+    """Note of which log an index is. Raises what the client raises."""
+    meta = dict((await client.indices.get_mapping(index=index)).body[index]["mappings"].get("_meta", {}))
+    await client.indices.put_mapping(index=index, meta={**meta, "cco": {**meta.get("cco", {}), LOG: log}})
 
 
 class Targets:

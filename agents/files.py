@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from agents.csv_format import Header, Record, columns_of_block, columns_of_records, find_columns, split_records
 from agents.item_files import ItemRecord, read_item_records, read_items
-from agents.parquet_format import ParquetEvents
+from agents.parquet_format import ParquetEvents, ahead
 from agents.streams import MAX_LINE, STANDARD_INPUT, InputError, Lines, Stream, read_lines, recognise, size_of
 from cco.event_data import shortened
 from cco.events import EventBatch, EventParser, ItemChange, Parsed, Rejection
@@ -222,9 +222,9 @@ class _Reader:
             raise InputError("standard input: Parquet is read from its end, so it must be a file")
         source = ParquetEvents.open(self.path, self.opened)
         self.record = min(self.skip, source.rows)
-        for batch in source.batches(self.chunk, self.record):
-            parsed = self.parser.columns(source.columns(batch, self.parser), self.record + 1, self.clock())
-            self.record += batch.num_rows
+        for rows, columns in ahead(source.parts(self.parser, self.chunk, self.record)):
+            parsed = self.parser.columns(columns, self.record + 1, self.clock())
+            self.record += rows
             self.share = self.record / source.rows
             yield parsed
 

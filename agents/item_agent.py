@@ -85,6 +85,7 @@ class ItemAgent:
         self._owned: dict[int, _Owned] = {}
         self.fenced: dict[int, float] = {}  # partitions that another worker has claimed, and the clock time of it
         self._turns: dict[int, int] = {}  # by partition: how often it was claimed or given up
+        self._later: dict[int, int] = {}  # by partition: the time of a claim that was found in the index
         self.topic = settings.topic("edits")
         self._wake = asyncio.Event()
 
@@ -119,7 +120,9 @@ class ItemAgent:
         if self._turns[partition] != turn:
             return  # given up or claimed again meanwhile
         of_items = ItemPartition(config, partition, partitions, sent.offset, self.topic, self._map_chunks)
-        claim = Claim(sent.offset, sent.timestamp)
+        # Of two claims the later one in the log is right, and so it must be in the index, whatever the broker's clock
+        # says: after it went back, whoever has the partition is taken for an earlier owner, once.
+        claim = Claim(sent.offset, max(sent.timestamp, self._later.get(partition, -1) + 1))
         owned = _Owned(of_items, claim, progress=(0, time.monotonic()))
         self._owned[partition] = owned
         self.fenced.pop(partition, None)
@@ -214,9 +217,10 @@ class ItemAgent:
             self._fence(owned)
         self._wake.set()
 
-    def _fence(self, owned: _Owned) -> None:
-        """Somebody else's claim was found, in the log of edits or in the index."""
+    def _fence(self, owned: _Owned, at: int = -1) -> None:
+        """Somebody else's claim was found, in the log of edits or, with the time `at`, in the index."""
         number = owned.partition.partition
+        self._later[number] = max(at, self._later.get(number, -1))
         if self._owned.get(number) is not owned:
             return
         get_logger(topic=self.topic, partition=number).warning(
@@ -283,7 +287,7 @@ class ItemAgent:
             return
         error = done.exception()
         if isinstance(error, FencedError):
-            self._fence(owned)
+            self._fence(owned, error.by[0])
             return
         if isinstance(error, WriterClosedError):
             return  # the worker stops; the next owner sends every row

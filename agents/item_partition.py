@@ -32,7 +32,8 @@ EVENT_TIME = "event-time"  # header of an edits message: milliseconds, of the ol
 class Claim:
     """Of an item partition, in the log of edits: its offset, and the log's time of it in milliseconds.
 
-    Both grow with every claim. The time does so too where the log itself begins anew.
+    Both grow with every claim. The time does so too where the log itself begins anew; where the broker's clock has gone
+    back, it is later than the log's, see `ItemAgent.claim`.
     """
 
     offset: int

@@ -1,9 +1,9 @@
-"""The HTTP side of a worker, for Prometheus and for whoever keeps workers running.
+"""The HTTP side of a worker, or of the archive, for Prometheus and for whoever keeps them running.
 
-/metrics  what `Metrics` counts.
+/metrics  what is counted.
 /healthz  200 while the process works, else 503: restart it.
 /readyz   200 while every owned partition is restored and within its limits, else 503: wait.
-/status   what the worker does, as JSON.
+/status   what it does, as JSON.
 
 503 says why: {"ok": false, "problems": [...]}. That the event loop runs is shown by there being an answer.
 """
@@ -21,13 +21,12 @@ import numpy as np
 from aiohttp import web
 
 from agents.log import get_logger
-from agents.metrics import Metrics
 
 _STOP_SECONDS = 1.0  # what an open request may take when the worker stops
 
 
 class Condition(Protocol):
-    """How a worker is. Called on the event loop for each request: must not block, and tell no guesses."""
+    """How it is. Called on the event loop for each request: must not block, and tell no guesses."""
 
     def health(self) -> list[str]:
         """What has failed and will not mend itself, a sentence each; empty while the process works."""
@@ -42,6 +41,14 @@ class Condition(Protocol):
         ...
 
 
+class Exposition(Protocol):
+    """What is told Prometheus: `Metrics` is one."""
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """The metrics as text and its content type, in the format that the Accept header of the request asks for."""
+        ...
+
+
 class MonitorError(OSError):
     """The monitor cannot listen: one readable line."""
 
@@ -49,7 +56,7 @@ class MonitorError(OSError):
 class Monitor:
     """An HTTP server on host:port (0: any free port, see `port`), on the event loop that starts it."""
 
-    def __init__(self, metrics: Metrics, condition: Condition, host: str, port: int) -> None:
+    def __init__(self, metrics: Exposition, condition: Condition, host: str, port: int) -> None:
         self._metrics, self._condition = metrics, condition
         self._host, self._port = host, port
         self._runner: web.AppRunner | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,11 @@ import pyarrow.parquet
 from agents.arrow import texts_of
 from agents.csv_format import find_columns
 from agents.streams import InputError
-from cco.columns import Coded
+from cco.columns import Coded, Packed
 from cco.events import Columns, EventParser
 from cco.times import MISSING, times_of, times_of_numbers
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -65,10 +68,15 @@ class ParquetEvents:
             if batch.num_rows > dropped:
                 yield batch.slice(dropped)
 
+    def parts(self, parser: EventParser, most: int, skip: int) -> Iterator[tuple[int, Columns]]:
+        """Batches as `batches` gives them: how many rows, and their columns."""
+        for batch in self.batches(most, skip):
+            yield batch.num_rows, self.columns(batch, parser)
+
     def columns(self, batch: pa.RecordBatch, parser: EventParser) -> Columns:
         """The columns of a batch."""
         columns = {key: batch.column(name) for key, name in self.names.items()}
-        users, items, events = (_coded(columns[key]) for key in ("user", "item", "event"))
+        users, items, events = (_ids(columns["user"]), _ids(columns["item"]), _coded(columns["event"]))
         n = batch.num_rows
         times, raw = np.full(n, MISSING, np.int64), None
         if "timestamp" in columns:
@@ -80,9 +88,9 @@ class ParquetEvents:
 
         def record(k: int) -> dict[str, Any]:
             row: dict[str, Any] = {
-                self.names["user"]: _value(users, k),
-                self.names["item"]: _value(items, k),
-                self.names["event"]: _value(events, k),
+                self.names["user"]: _value(columns["user"], k),
+                self.names["item"]: _value(columns["item"], k),
+                self.names["event"]: _value(columns["event"], k),
             }
             if raw is not None:
                 row["timestamp"] = raw[k] if times[k] != MISSING else None
@@ -99,6 +107,15 @@ class ParquetEvents:
             record,
             lambda k: _shown(record(k).values()),
         )
+
+
+def ahead(parts: Iterator[T]) -> Iterator[T]:
+    """The same, each made in a thread while the one before is being used: Arrow decodes without the GIL."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, parts, None)
+        while (part := waiting.result()) is not None:
+            waiting = pool.submit(next, parts, None)
+            yield part
 
 
 def _first_line(error: BaseException) -> str:
@@ -154,9 +171,33 @@ def _coded(column: pa.Array) -> Coded:
     return Coded(texts, codes.astype(np.int32))
 
 
-def _value(column: Coded, k: int) -> str | None:
-    code = int(column.codes[k])
-    return None if code < 0 else column.values[code]
+def _ids(column: pa.Array) -> Coded | Packed:
+    """As UTF-8 where that is what it is, which is the quickest to be interned."""
+    types, kind = pa.types, column.type
+    small, large = (
+        types.is_string(kind) or types.is_binary(kind),
+        types.is_large_string(kind) or types.is_large_binary(kind),
+    )
+    if column.null_count or not (small or large):
+        return _coded(column)
+    _, bounds, data = column.buffers()
+    offsets = np.frombuffer(bounds, np.int32 if small else np.int64)[column.offset :][: len(column) + 1].astype(
+        np.int64
+    )
+    begin, end = (int(offsets[0]), int(offsets[-1])) if len(column) else (0, 0)
+    text = np.frombuffer(data, np.uint8)[begin:end].copy() if end > begin else np.zeros(0, np.uint8)
+    return Packed(text, offsets - begin if len(column) else np.zeros(1, np.int64))
+
+
+def _value(column: pa.Array, k: int) -> str | None:
+    """The text of a row, None where there is none."""
+    found: str | None = texts_of(_plain(column.slice(k, 1)).cast(_text_type(column.type)))[0]
+    return found
+
+
+def _text_type(kind: pa.DataType) -> pa.DataType:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.string() if pa.types.is_integer(kind) or pa.types.is_null(kind) else kind
 
 
 def _times(column: pa.Array) -> tuple[npt.NDArray[np.int64], Any]:

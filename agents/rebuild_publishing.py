@@ -13,7 +13,7 @@ from cco.config import Config
 from model_sync.elastic_swap import rebuilding
 
 if TYPE_CHECKING:
-    from agents.rebuilding import Rebuilt
+    from agents.rebuilding import Computed, Rebuilt
 
 
 @contextmanager
@@ -25,14 +25,14 @@ def publishing(
     allow_smaller: bool = False,
     source: str = "log",
     tell: Callable[[str], None] = lambda _: None,
-) -> Iterator[Callable[[Rebuilt], dict[str, Any]]]:
+) -> Iterator[Callable[[Rebuilt[Computed]], dict[str, Any]]]:
     """Enter before computing, so that a second rebuild is refused at once; yields what publishes the model.
 
     Raises ConfigError where Elasticsearch is not set up, ElasticProblem; then nothing was published.
     """
     with rebuilding(config, elastic_options(settings), take_over=take_over, source=source, tell=tell) as swap:
 
-        def publish(rebuilt: Rebuilt) -> dict[str, Any]:
+        def publish(rebuilt: Rebuilt[Computed]) -> dict[str, Any]:
             offsets = {str(partition): offset for partition, offset in rebuilt.offsets.items()}
             return asdict(swap.publish(rebuilt.model.rows(), rebuilt.model.items, offsets, allow_smaller=allow_smaller))
 

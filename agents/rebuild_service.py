@@ -1,4 +1,4 @@
-"""Rebuilds one after the other, as a service: `cco rebuild --every`."""
+"""Rebuilds that SIGTERM ends: one, or one after the other as a service (`cco rebuild --every`)."""
 
 from __future__ import annotations
 
@@ -11,42 +11,50 @@ from types import FrameType
 from typing import Any
 
 
-class Stopped(Exception):
-    """SIGTERM came: a rebuild is left at the end of one of its steps, and cleans up after itself."""
+class Terminated(SystemExit):
+    """SIGTERM came, and what was going on has cleaned up after itself."""
 
 
-class Stopping:
-    """Whether SIGTERM came. A rebuild asks between its steps, so that none of them is left half done."""
+@contextmanager
+def ended_by_sigterm() -> Iterator[Callable[[], None]]:
+    """SIGTERM is as Ctrl-C meanwhile, at once, and raises Terminated at the end. In the main thread alone.
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
+    What is open is closed on the way: a rebuild gives back its lock, and removes what it has not published. Yields
+    what to call now and then: where a library kept the interruption to itself, it raises it again.
+    """
+    came = False
 
-    def check(self) -> None:
-        """Raise Stopped if it came."""
-        if self._event.is_set():
-            raise Stopped
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
 
-    def wait(self, seconds: float) -> bool:
-        """Whether it comes within so many seconds."""
-        return self._event.wait(max(0.0, seconds))
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGTERM meanwhile. For the main thread."""
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        interrupt = signal.getsignal(signal.SIGINT)  # where an event loop runs, it ends what the loop is at
+        if callable(interrupt):
+            interrupt(signal.SIGINT, frame)
+        else:  # shells have commands in the background ignore Ctrl-C
+            raise KeyboardInterrupt
 
-        def stop(number: int, frame: FrameType | None) -> None:
-            self._event.set()
-
-        before = signal.signal(signal.SIGTERM, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield check
+    except KeyboardInterrupt:
+        if came:
+            raise Terminated(128 + signal.SIGTERM) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def keep(
     every: float,
-    work: Callable[[Stopping], None],
+    work: Callable[[], None],
     wanted: Callable[[], str | None],
     failures: tuple[type[Exception], ...],
     tell: Callable[[str, dict[str, Any]], None],
@@ -56,21 +64,20 @@ def keep(
     `wanted` answers why it is not, or None. A failure is told, and the next turn is another attempt. `tell(what,
     fields)`.
     """
-    stopping = Stopping()
-    with stopping.listening():
-        while True:
-            began = time.monotonic()
-            try:
-                why_not = wanted()
-                if why_not is None:
-                    work(stopping)
-                    tell("rebuilt", {"seconds": round(time.monotonic() - began, 3)})
-                else:
-                    tell("no rebuild is wanted", {"reason": why_not})
-            except Stopped:
-                pass
-            except failures as error:
-                tell("the rebuild failed", {"reason": " ".join(str(error).split())})
-            if stopping.wait(began + every - time.monotonic()):
-                tell("stopped", {})
-                return
+    try:
+        with ended_by_sigterm() as check:
+            while True:
+                began = time.monotonic()
+                try:
+                    why_not = wanted()
+                    if why_not is None:
+                        work()
+                        tell("rebuilt", {"seconds": round(time.monotonic() - began, 3)})
+                    else:
+                        tell("no rebuild is wanted", {"reason": why_not})
+                except failures as error:
+                    tell("the rebuild failed", {"reason": " ".join(str(error).split())})
+                check()
+                time.sleep(max(0.0, began + every - time.monotonic()))
+    except Terminated:
+        tell("stopped", {})

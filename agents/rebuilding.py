@@ -7,11 +7,11 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,10 @@ from agents.files import Chunk
 from agents.log_records import Records, parsed
 from agents.settings import Settings
 from agents.state_errors import StateError, is_full, one_line
-from cco.batch import Model
 from cco.batch_fold import Histories
 from cco.config import Config
 from cco.events import EventParser
+from cco.rows import Rows
 from cco.vocabulary import Vocabulary, VocabularyError
 
 SAVE_EVERY = 30.0  # seconds, at least, between two times that what was counted is saved
@@ -33,13 +33,38 @@ SAVE_SHARE = 0.05  # of the time may go into that
 _FORMAT = 1
 
 
+class Computed(Protocol):
+    """A model, whichever engine has computed it."""
+
+    @property
+    def users(self) -> Sized:
+        """All that were seen."""
+
+    @property
+    def items(self) -> Vocabulary:
+        """All that were seen."""
+
+    @property
+    def n_users(self) -> int:
+        """N: users in U."""
+
+    def rows(self) -> Rows:
+        """Every field with entries, weights as the index keeps them."""
+
+    def exact_rows(self) -> Rows:
+        """Every field with entries, weights as full doubles, ordered by them."""
+
+
+M_co = TypeVar("M_co", bound=Computed, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Rebuilt:
+class Rebuilt(Generic[M_co]):
     """A model, and up to where it stands for the log."""
 
     config: Config
     settings: Settings
-    model: Model
+    model: M_co
     offsets: Mapping[int, int]  # by source partition, the offset after what was counted
 
 
@@ -76,7 +101,7 @@ class LogSource:
         done = 0
         if self.archive is not None:
             archived = self.archive.ends(parser.config.retention.source_partitions)
-            for chunk in _of_archive(self.archive, parser, begins, self._within(archived)):
+            for chunk in _of_archive(self.archive, parser, begins, self.within(archived)):
                 done = chunk.records
                 yield chunk
             begins = {partition: max(end, begins.get(partition, 0)) for partition, end in archived.items()}
@@ -91,7 +116,7 @@ class LogSource:
             total = None if chunk.bytes_total is None else chunk.bytes_total + done
             yield replace(chunk, records=chunk.records + done, bytes_read=chunk.bytes_read + done, bytes_total=total)
 
-    def _within(self, archived: Mapping[int, int]) -> dict[int, int]:
+    def within(self, archived: Mapping[int, int]) -> dict[int, int]:
         """Where to end in the archive. Raises ArchiveError if that is beyond it, and nothing else is read."""
         if self.ends is None:
             return dict(archived)

@@ -91,7 +91,7 @@ def check_place(config: Config, settings: Settings) -> None:
     asyncio.run(_look(config, settings))
 
 
-def write_seeds(rebuilt: Rebuilt) -> dict[str, Any]:
+def write_seeds(rebuilt: Rebuilt[Model]) -> dict[str, Any]:
     """Write a seed for each source partition of which something was read; answers what became of each.
 
     None is written where a copy is there already that goes as far. Not to be called where an event loop runs.

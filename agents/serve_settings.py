@@ -66,28 +66,40 @@ def load_serve_settings(
 
     Raises ConfigError: a line for each problem; OSError for the files.
     """
-    config, found, where = None, dict[str, Any](), "serve"
+    environment = os.environ if environment is None else environment
+    config, settings, _ = read_serve_settings(config_file, flags, environment)
+    return config, settings, _keys(settings, TABLE if config_file is None else f"{config_file}: {TABLE}")
+
+
+def read_serve_settings(
+    config_file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str]
+) -> tuple[Config | None, ServeSettings, dict[str, str]]:
+    """As `load_serve_settings`, but for the keys: where each setting came from that is not the default."""
+    config, where = None, TABLE
+    found, origins = dict[str, Any](), dict[str, str]()
     if config_file is not None:
         try:
             text = config_file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise ConfigError(f"{config_file}: not UTF-8, so not TOML") from None
-        config, where = parse_config(text, str(config_file)), f"{config_file}: serve"
+        config, where = parse_config(text, str(config_file)), f"{config_file}: {TABLE}"
         table = tomllib.loads(text.removeprefix("\ufeff")).get(TABLE, {})
         if not isinstance(table, dict):
             raise ConfigError(f"{config_file}: {TABLE}: must be a table [{TABLE}]")
         found.update(table)
-    environment = os.environ if environment is None else environment
+        origins.update({name: f"{where}.{name}" for name in table})
     for name in _FLAGS:
         value = environment.get(PREFIX + name.upper(), "")
         if value and "://" not in value:  # Kubernetes makes CCO_SERVE_PORT=tcp://... for a service "cco-serve"
-            found[name] = value
-    found.update({name: value for name, value in flags.items() if value is not None})
+            found[name], origins[name] = value, f"environment variable {PREFIX}{name.upper()}"
+    for name, value in flags.items():
+        if value is not None:
+            found[name], origins[name] = value, f"--{name}"
     try:
         settings = ServeSettings.model_validate(found)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{where}.{line}" for line in explain(error, ServeSettings))) from None
-    return config, settings, _keys(settings, where)
+    return config, settings, origins
 
 
 def _keys(settings: ServeSettings, where: str) -> list[ApiKey]:

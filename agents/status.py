@@ -5,6 +5,7 @@ Looks at Kafka, at Elasticsearch and at what workers told of themselves there; w
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +16,7 @@ from elasticsearch import Elasticsearch
 from agents.audit_truth import Bounds, log_bounds
 from agents.elastic import elastic_options
 from agents.kafka_client import KafkaProblem
+from agents.logs import Log, log_differences, look_at_logs, reason_of, signature
 from agents.modes import REBUILD, STALLED_SECONDS, Mode, Reason, mode_of
 from agents.reports import FRESH, WORKER, Reports, model_as_of, partition_key, rebuilt_as_of, stream_as_of
 from agents.settings import Settings
@@ -22,6 +24,7 @@ from agents.topics import EDITS, INTERACTIONS
 from cco.config import Config
 from model_sync.elastic_admin import IndexDescription, describe
 from model_sync.elastic_client import ElasticOptions, ElasticProblem, elastic_errors, names, sync_client
+from model_sync.elastic_mapping import Kind
 from model_sync.elastic_status import read, status_index
 from model_sync.elastic_versions import Version, versions
 
@@ -65,6 +68,7 @@ class Facts:
     sources: int
     item_partitions: int
     bounds: Bounds | None = None
+    logs: dict[str, Log] = field(default_factory=dict)
     reports: Reports | None = None
     indices: list[IndexDescription] | None = None
     aliases: tuple[str, ...] = ()
@@ -78,6 +82,7 @@ def look(config: Config, settings: Settings) -> Status:
     status = Status(facts.at)
     try:
         facts.bounds = log_bounds(config, settings)
+        facts.logs = asyncio.run(look_at_logs(settings))
     except KafkaProblem as error:
         facts.problems.append(Reason("lambda", "", str(error), "bring Kafka back; events wait at their producers"))
     try:
@@ -169,6 +174,8 @@ def _of_indices(facts: Facts) -> Iterator[Reason]:
     for each in facts.indices:
         if each.health == "red":
             yield Reason("lambda", "", f"the index {each.index} is not available in full (red)", "mend Elasticsearch")
+        kind: Kind = "items" if each.alias in facts.aliases[:1] else "users"
+        yield from map(reason_of, log_differences(each.index, each.log, signature(facts.logs, kind)))
 
 
 def _of_log(facts: Facts) -> Iterator[Reason]:

@@ -112,7 +112,8 @@ class UserAgent:
             if problem is not None:
                 store.close()
                 raise StateError(problem)
-            await loop.run_in_executor(self._compute, lambda: self._take_up(partition, store))
+            # nobody else knows the partition yet, and the compute thread may still be loading kernels
+            await loop.run_in_executor(None, self._take_up, partition, store)
         except StateError as error:
             if source in self._owned:
                 return None  # an earlier call was still about it, and has done it meanwhile

@@ -104,7 +104,7 @@ class Worker:
 
             self.spawn(self.elastic.watch_forever())
             self.spawn(Reporter(self).report_forever())
-            self.spawn(self.users.publish_forever(self.elastic.users.put))
+            self.spawn(self.users.publish_forever(self.elastic.put_users))
         self.ready = True
 
     async def _warm_up(self) -> None:

@@ -15,9 +15,11 @@ from benchmarks import (
     elastic_scenarios,
     ingest,
     kafka_scenarios,
+    lambda_scenarios,
     large,
     models,
     queries,
+    rebuilds,
     report,
     single_rows,
     sustained,
@@ -33,6 +35,7 @@ def scenarios() -> dict[str, Scenario]:
     """All of them by name, in the order of the report."""
     groups = (
         models, ingest, single_rows, large, sustained, queries, durable, kafka_scenarios, elastic_scenarios,
+        lambda_scenarios, rebuilds,
     )  # fmt: skip
     return {scenario.name: scenario for group in groups for scenario in group.SCENARIOS}
 

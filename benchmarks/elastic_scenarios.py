@@ -8,7 +8,7 @@ CATALOGUE = Task("catalogue", "catalogue.prepare")
 RETAIL = Task("online-retail", "data.prepare", {"name": "online-retail"})
 DEMO = Task("demo", "data.prepare", {"name": "demo"})
 NAIVE, HELPER = "one request a row", "parallel_bulk"
-STALENESS = "2s"  # and a second until the refresh: what others may wait for
+STALENESS = 2.0  # seconds  # and a second until the refresh: what others may wait for
 UR = "Universal Recommender's way"
 
 
@@ -73,7 +73,7 @@ def _stack(raw: Raw) -> list[Line]:
              note="upper bound of the histogram's bucket; before the refresh"),
         line("event to Elasticsearch, the last row that it touched, p99", "stored_p99"),
         Line("staleness at worst meanwhile", "s", values(raw, task, "stalest_seconds"),
-             note=f"max_staleness is {STALENESS}"),
+             note=f"max_staleness is {STALENESS:g} s"),
     ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from agents.producing import produce
 from benchmarks import data
 from benchmarks.clients import Connection, Serving, milliseconds, serving
 from benchmarks.elastic import client_of, node, peak
-from benchmarks.kafka import HEAP, Place, buckets, ingest, quantile, retail, settled, until
+from benchmarks.kafka import HEAP, Place, buckets, ingest, purchases, quantile, settled, until
 from benchmarks.measure import Bench, spread, status_bytes
 from benchmarks.scenario import Result
 from cco.batch import rebuild
@@ -175,9 +175,9 @@ def stack(bench: Bench, config: Config, toml: str, story: Story) -> Iterator[Sta
             place.close()
 
 
-def visible(bench: Bench, rate: float, staleness: str) -> Result:
+def visible(bench: Bench, rate: float, staleness: float) -> Result:
     """Milliseconds from the sending of an event until its user's answer counts it, and until others find the row."""
-    config, toml = retail(staleness=staleness)
+    config, toml = purchases(staleness=staleness)
     bench.warm_up(lambda: None)
     story = make_story(bench, config, rate)
     with stack(bench, config, toml, story) as found:

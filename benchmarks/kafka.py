@@ -19,7 +19,7 @@ from typing import Any
 from agents.settings import Settings
 from agents.topics import create_topics
 from benchmarks import data
-from benchmarks.measure import Bench, status_bytes
+from benchmarks.measure import Bench, cpu_seconds, status_bytes
 from benchmarks.scenario import Result
 from cco.config import Config
 from cco.vocabulary import Vocabulary
@@ -28,6 +28,7 @@ from tests.servers.kafka import KafkaServer, fetch_kafka
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 300.0  # seconds
 TICK = 0.02
+LOOK = 0.1  # between two looks at workers whose cores are measured
 HEAP = "1g"
 SESSION, SLEEP = 6.0, 60.0  # seconds: of sessions, where workers are killed and where they are put to sleep
 
@@ -59,6 +60,7 @@ class Place:
         )
         asyncio.run(create_topics(config, self.settings, replicas=1))
         self.vocabularies = (Vocabulary(), Vocabulary())  # of whoever sends events
+        self.broker = 0  # its process, where that is ours
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: dict[str, int] = {}
 
@@ -105,6 +107,10 @@ class Place:
         """Bytes resident at most, of a worker that runs."""
         return status_bytes("VmHWM", self.workers[name].pid)
 
+    def spent(self) -> tuple[float, float]:
+        """CPU seconds so far, of all workers and of the broker."""
+        return sum(cpu_seconds(process.pid) for process in self.workers.values()), cpu_seconds(self.broker)
+
     def close(self) -> None:
         """Kill the workers."""
         for process in self.workers.values():
@@ -121,6 +127,7 @@ def place(
         folder = Path(name)
         with KafkaServer(folder / "broker", fetch_kafka(), heap=HEAP, flags=()) as server:
             found = Place(config, toml, folder, server.bootstrap, item_partitions, agents, session)
+            found.broker = server.pid
             try:
                 yield found
             finally:
@@ -137,11 +144,11 @@ def until(condition: Callable[[], Any], what: str) -> Any:
     return found
 
 
-def retail(sources: int = 1, staleness: str = "10s") -> tuple[Config, str]:
-    """Configuration of online-retail as an object and as text."""
+def purchases(sources: int = 1, staleness: float = 10.0) -> tuple[Config, str]:
+    """Configuration of a log of purchases as an object and as text."""
     from cco.config import parse_config
 
-    toml = f'primary = "purchase"\nmax_staleness = "{staleness}"\n[retention]\nsource_partitions = {sources}\n'
+    toml = f'primary = "purchase"\nmax_staleness = {staleness}\n[retention]\nsource_partitions = {sources}\n'
     return parse_config(toml, "benchmark"), toml
 
 
@@ -160,7 +167,7 @@ def applied(status: dict[str, Any] | None) -> int:
 
 def whole_path(bench: Bench, name: str, workers: int, sources: int, item_partitions: int) -> Result:
     """JSON in, patches out: from the moment when the workers go on until every row is exact."""
-    config, toml = retail(sources)
+    config, toml = purchases(sources)
     log = data.load(bench, name)
     bench.warm_up(lambda: None)
     cores = sorted(os.sched_getaffinity(0))
@@ -171,6 +178,7 @@ def whole_path(bench: Bench, name: str, workers: int, sources: int, item_partiti
         until(lambda: spread_out(found, names, sources, item_partitions), "all partitions to be served")
         found.signal(signal.SIGSTOP)  # the log is there as a whole when they begin
         ingest(found, log)
+        before = found.spent()
         begin, total, edits_done, stalest = time.perf_counter(), len(log), 0.0, 0.0
         found.signal(signal.SIGCONT)
         while True:
@@ -181,9 +189,12 @@ def whole_path(bench: Bench, name: str, workers: int, sources: int, item_partiti
                 edits_done = time.perf_counter() - begin
             if edits_done and all(e["exact"] and sum(e["sources"]) == total for e in items):
                 break
-            time.sleep(TICK)
+            time.sleep(LOOK)
         seconds = time.perf_counter() - begin
+        of_workers, of_broker = (after - first for after, first in zip(found.spent(), before, strict=True))
+        rows = sum(counted(found.metrics(name), "cco_rows_counted_total") for name in names)
         return {
+            "cpu_seconds": of_workers, "broker_cpu_seconds": of_broker, "rows_counted": rows,
             "rate": total / seconds, "edits_rate": total / edits_done, "seconds": seconds,
             "events": total, "stalest_seconds": stalest, "peak_bytes": max(map(found.peak, names)),
         }  # fmt: skip
@@ -200,7 +211,7 @@ def spread_out(found: Place, names: list[str], sources: int, item_partitions: in
 
 def user_agent(bench: Bench, name: str) -> Result:
     """JSON in, edits out: the user agent alone, on one core."""
-    config, toml = retail()
+    config, toml = purchases()
     log = data.load(bench, name)
     bench.warm_up(lambda: None)
     with place(bench, config, toml, agents="users") as found:
@@ -217,7 +228,7 @@ def user_agent(bench: Bench, name: str) -> Result:
 
 def one_by_one(bench: Bench, name: str, events: int) -> Result:
     """The same work by a Faust agent that gets one message per event, on one core: see `kafka_peer`."""
-    config, toml = retail()
+    config, toml = purchases()
     log = data.load(bench, name)
     events = min(events, len(log))
     bench.warm_up(lambda: None)
@@ -239,9 +250,10 @@ def one_by_one(bench: Bench, name: str, events: int) -> Result:
 def latency(bench: Bench, name: str, rate: float, seconds: float) -> Result:
     """Event to patch at a rate, from the record's timestamp to the acknowledged patch of the last touched row.
 
-    No row is to be older than a second: left to itself, the order by relative change lets rows that hardly change wait.
+    No row is to be older than half a second: left to itself, the order by relative change lets rows that hardly change
+    wait.
     """
-    config, toml = retail(staleness="1s")
+    config, toml = purchases(staleness=0.5)
     log = data.load(bench, name)
     bench.warm_up(lambda: None)
     with place(bench, config, toml) as found:
@@ -270,6 +282,13 @@ def settled(found: Place, name: str, total: int) -> bool:
     if status is None or applied(status) != total or not status["edits"]:
         return False
     return all(e["exact"] and sum(e["sources"]) == total for e in status["edits"].values())
+
+
+def counted(text: str, name: str) -> float:
+    """The sum of a metric over its labels."""
+    return sum(
+        float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))
+    )
 
 
 def buckets(text: str) -> dict[float, float]:

@@ -36,7 +36,8 @@ def restarts(bench: Bench, events: int) -> Result:
         found_state = _write_state(found, source)
         found.worker("w")
         until(lambda: _filled(found), "the worker to begin")
-        result: Result = {"interactions": found_state, "resync_seconds": _resync(found)}
+        seconds = until(lambda: _resync(found), "its log to say so")
+        result: Result = {"interactions": found_state, "resync_seconds": seconds}
         asyncio.run(_feeding(found, batch, result))
         return {**result, "session_seconds": SESSION, "peak_bytes": found.peak("w")}
 
@@ -87,13 +88,15 @@ def _filled(found: Place) -> bool:
     return bool(status and status["edits"] and all(e["filled"] for e in status["edits"].values()))
 
 
-def _resync(found: Place) -> float:
-    """From the claim to the last message of the fill, by the worker's log."""
+def _resync(found: Place) -> float | None:
+    """Seconds from the claim to the last message of the fill, by the worker's log; None if that is not told yet."""
     times: dict[str, datetime] = {}
     for line in Path(found.folder / "w.log").read_text().splitlines():
         if line.startswith("{"):
             entry: dict[str, Any] = json.loads(line)
             times[entry["message"]] = datetime.fromisoformat(entry["timestamp"])
+    if "filled" not in times:
+        return None
     began = max(times["claimed"], times["the partition is served"])
     return (times["filled"] - began).total_seconds()
 

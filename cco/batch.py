@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cco.batch_fold import Histories, SourceBatch, fold
+from cco.batch_pieces import Ids
 from cco.batch_priors import count_priors
 from cco.config import Config
 from cco.rows import Rows
@@ -112,6 +113,23 @@ def rebuild(
     entry), twice while folding, and about 32 bytes for each of `fold_every` events, or of half as many as
     are retained if that is more. The result depends on neither `fold_every`, `threads` nor the batches.
     """
+    histories = fold_all(config, batches, users, items, fold_every, start=start, folded=folded)
+    matrices = _matrices(config, histories, len(users), len(items))
+    sealed = _rows(config, items, histories, matrices, users, threads, exact=False)
+    return Model(config, users, items, histories, matrices, sealed, threads)
+
+
+def fold_all(
+    config: Config,
+    batches: Iterable[SourceBatch],
+    users: Vocabulary,
+    items: Vocabulary,
+    fold_every: int = FOLD_EVERY,
+    *,
+    start: Histories | None = None,
+    folded: Callable[[Histories], None] = lambda histories: None,
+) -> Histories:
+    """The histories after all of `batches`; arguments as of `rebuild`."""
     histories = start or Histories.none(config.retention.source_partitions)
     held: list[SourceBatch] = []
     size = 0
@@ -122,18 +140,22 @@ def rebuild(
             histories = fold(histories, held, config, users, items)
             held, size = [], 0
             folded(histories)
-    histories = fold(histories, held, config, users, items)
-    del held
-    matrices = _matrices(config, histories, len(users), len(items))
-    sealed = _rows(config, items, histories, matrices, users, threads, exact=False)
-    return Model(config, users, items, histories, matrices, sealed, threads)
+    return fold(histories, held, config, users, items)
+
+
+def count_columns(
+    config: Config, histories: Histories, n_users: int, n_items: int
+) -> tuple[int, npt.NDArray[np.int32]]:
+    """N, the users in U; and (indicators, items) those of them who have the item."""
+    counts = np.zeros((len(config.indicator_names), n_items), np.int32)
+    members = _count_columns(histories.head, histories.items, n_users, config.retention.min_primary, counts)
+    return int(members), counts
 
 
 def _matrices(config: Config, histories: Histories, n_users: int, n_items: int) -> Matrices:
     stride, min_primary = len(config.indicator_names), config.retention.min_primary
-    counts = np.zeros((stride, n_items), np.int32)
+    members, counts = count_columns(config, histories, n_users, n_items)
     head = np.zeros((n_items, 2), np.uint32)
-    members = _count_columns(histories.head, histories.items, n_users, min_primary, counts)
     head[:, 1] = counts[0]
     head[1:, 0] = np.cumsum(counts[0, :-1])
     data = np.empty(int(counts[0].sum()), np.uint32)
@@ -141,9 +163,10 @@ def _matrices(config: Config, histories: Histories, n_users: int, n_items: int) 
     return Matrices(members, counts, head, data)
 
 
-def _chunks(matrices: Matrices, histories: Histories, stride: int) -> Iterator[npt.NDArray[np.uint32]]:
-    """Primary items, ascending, in runs of about equal work."""
-    rows = np.flatnonzero(matrices.counts[0]).astype(np.uint32)
+def _chunks(
+    rows: npt.NDArray[np.uint32], matrices: Matrices, histories: Histories, stride: int
+) -> Iterator[npt.NDArray[np.uint32]]:
+    """`rows` in runs of about equal work."""
     if rows.size == 0:
         return
     steps = np.zeros(rows.size, np.int64)
@@ -164,10 +187,27 @@ def _rows(
     threads: int,
     exact: bool,
 ) -> Rows:
-    stride = len(config.indicator_names)
     priors = count_priors(config, users, histories, matrices.counts.shape[1])
     ids = items.bytes_, items.offsets  # before the threads: the vocabulary brings its arrays up to date here
-    chunks = list(_chunks(matrices, histories, stride))
+    rows = np.flatnonzero(matrices.counts[0]).astype(np.uint32)
+    return count_rows(config, ids, histories, matrices, priors, rows, threads, exact)
+
+
+def count_rows(
+    config: Config,
+    ids: Ids,
+    histories: Histories,
+    matrices: Matrices,
+    priors: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.uint32],
+    threads: int,
+    exact: bool,
+) -> Rows:
+    """The fields of the primary items `rows`, ascending; `priors`: (priors, items) counts.
+
+    `matrices` and `histories` need have only what these rows are counted from, and the counts of all.
+    """
+    chunks = list(_chunks(rows, matrices, histories, len(config.indicator_names)))
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
         parts = list(pool.map(lambda rows: _count(config, ids, histories, matrices, priors, rows, exact), chunks))
     return _concatenate(parts, np.zeros(0, np.float64) if exact else np.zeros(0, np.float32))
@@ -175,7 +215,7 @@ def _rows(
 
 def _count(
     config: Config,
-    ids: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]],
+    ids: Ids,
     histories: Histories,
     matrices: Matrices,
     priors: npt.NDArray[np.int64],

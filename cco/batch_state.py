@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from cco.batch import Model
 from cco.batch_fold import source_partitions
+from cco.batch_pieces import Ids, chosen_ids
 from cco.retention import indicator_hash, worst
 from llr.jit import kernel
 
 Words = npt.NDArray[np.uint32]
-Names = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]  # UTF-8 of ids, one after the other; offsets (n + 1,)
 
 WORDS = 1 << 16  # of packed users made at a time, about
 
@@ -36,14 +36,9 @@ class SourceState:
     def __len__(self) -> int:
         return int(self._users.size)
 
-    def names(self) -> Names:
+    def names(self) -> Ids:
         """The ids of its users."""
-        data, offsets = self._model.users.bytes_, self._model.users.offsets
-        bounds = np.zeros(self._users.size + 1, np.int64)
-        np.cumsum(np.diff(offsets)[self._users], out=bounds[1:])
-        found = np.empty(int(bounds[-1]), np.uint8)
-        _copy_names(data, offsets, self._users, bounds, found)
-        return found, bounds
+        return chosen_ids(self._model.users, self._users)
 
     def packed(self) -> Iterator[Words]:
         """Whole records of those users who have a history (see `cco.user_state.pack`), some at a time."""
@@ -73,14 +68,6 @@ class SourceState:
         lengths[: told.size] = told
         mine = lengths[self._users]
         return np.where(mine > 0, 1 + kinds + 2 * mine, 0)
-
-
-@kernel
-def _copy_names(data: Any, offsets: Any, chosen: Any, bounds: Any, out: Any) -> None:
-    for k in range(chosen.size):
-        begin = offsets[chosen[k]]
-        for b in range(bounds[k + 1] - bounds[k]):
-            out[bounds[k] + b] = data[begin + b]
 
 
 @kernel

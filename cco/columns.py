@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 
 import numpy as np
@@ -45,11 +45,10 @@ class Coded:
 
     def bad(self, vocabulary: Vocabulary) -> Mask | None:
         """As `Listed.bad`."""
-        new = vocabulary.unknown(self.values)
-        wrong = [value in new and id_problem(value) is not None for value in self.values]
-        if not any(wrong) and (self.codes >= 0).all():
+        bad = {value for value in vocabulary.unknown(self.values) if id_problem(value) is not None}
+        if not bad and (self.codes >= 0).all():
             return None
-        return np.array([*wrong, True])[self.codes]  # code -1 finds the last
+        return np.array([*map(bad.__contains__, self.values), True])[self.codes]  # code -1 finds the last
 
     def put(self, row: int, value: str) -> None:
         """As `Listed.put`."""
@@ -63,8 +62,52 @@ class Coded:
         order = np.empty(len(self.values), np.int32)
         used = order[: first_uses(codes, np.zeros(len(self.values), np.bool_), order)]
         positions = np.zeros(len(self.values), np.uint32)
-        positions[used] = vocabulary.intern([self.values[code] for code in used.tolist()])
+        in_order = used.size == len(self.values) and bool((used[1:] > used[:-1]).all())  # as most encoders leave them
+        values = self.values if in_order else [self.values[code] for code in used.tolist()]
+        positions[used] = vocabulary.intern(values)
         return positions[codes]
+
+
+@dataclass(slots=True)
+class Packed:
+    """A column as UTF-8 of all rows, one after the other, and offsets (n + 1,); nothing is missing.
+
+    What is interned already is found without a text of Python's.
+    """
+
+    data: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+    _found: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # -1: not interned
+    _texts: dict[int, str] = field(default_factory=dict)  # of the rows that are not, and of those that were put
+
+    def bad(self, vocabulary: Vocabulary) -> Mask | None:
+        """As `Listed.bad`."""
+        self._found = vocabulary.find(self.data, self.offsets)
+        new = np.flatnonzero(self._found < 0)
+        bounds = zip(self.offsets[new].tolist(), self.offsets[new + 1].tolist(), strict=True)
+        text = self.data.tobytes() if new.size else b""
+        texts = [text[a:b].decode(errors="surrogateescape") for a, b in bounds]
+        self._texts = dict(zip(new.tolist(), texts, strict=True))
+        bad = {value for value in set(texts) if id_problem(value) is not None}
+        if not bad:
+            return None
+        mask = np.zeros(self._found.size, np.bool_)
+        mask[new] = np.fromiter(map(bad.__contains__, texts), np.bool_, len(texts))
+        return mask
+
+    def put(self, row: int, value: str) -> None:
+        """As `Listed.put`."""
+        self._texts[row] = value
+        self._found[row] = -1
+
+    def intern(self, vocabulary: Vocabulary, rows: Mask | None) -> npt.NDArray[np.uint32]:
+        """As `Listed.intern`."""
+        found = self._found if rows is None else self._found[rows]
+        new = np.flatnonzero(found < 0)
+        if new.size:
+            named = new if rows is None else np.flatnonzero(rows)[new]
+            found[new] = vocabulary.intern([self._texts[row] for row in named.tolist()])
+        return found.astype(np.uint32)
 
 
 @kernel

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cco.columns import Coded, Listed, Mask
+from cco.columns import Coded, Listed, Mask, Packed
 from cco.config import Config
 from cco.event_data import CLOCK, DELETE_USER, EventBatch, ItemChange, Parsed, Rejection, shortened
 from cco.event_messages import BYTE_ORDER_MARK, MessageKeys, record_of
@@ -39,8 +39,8 @@ class Columns:
     `record(k)` says (BLANK: nothing). `text(k)` is the row as people know it.
     """
 
-    users: Listed | Coded
-    items: Listed | Coded
+    users: Listed | Coded | Packed
+    items: Listed | Coded | Packed
     types: npt.NDArray[np.int16]
     times: npt.NDArray[np.int64]  # as `cco.times.times_of` makes them
     suspects: Mask

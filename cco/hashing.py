@@ -6,9 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from llr.jit import kernel
+from llr.prefetch import prefetch
 
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
+
+_AHEAD = 16  # ids: the slots that these begin at are asked for
 
 
 @kernel
@@ -25,6 +28,48 @@ def fnv_hashes(data: Bytes, offsets: Offsets, first: int, out: npt.NDArray[np.ui
         h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         out[i] = h ^ (h >> np.uint64(31))
+
+
+@kernel
+def enter_hashes(hashes: npt.NDArray[np.uint64], first: int, table: npt.NDArray[np.uint64]) -> None:
+    """Enter the ids from `first` on into an open hash table: in the high half of a slot the hash's, below position + 1.
+
+    `table`: a power of two of slots, more than there are ids; 0 is a free one.
+    """
+    last, high = np.uint64(table.size - 1), np.uint64(0xFFFFFFFF00000000)
+    for i in range(first, hashes.size):
+        slot = hashes[i] & last
+        while table[slot] != np.uint64(0):
+            slot = (slot + np.uint64(1)) & last
+        table[slot] = (hashes[i] & high) | np.uint64(i + 1)
+
+
+@kernel
+def find_ids(
+    data: Bytes, offsets: Offsets, wanted: npt.NDArray[np.uint64], known: Bytes, known_offsets: Offsets,
+    table: npt.NDArray[np.uint64], out: npt.NDArray[np.int64],
+) -> None:  # fmt: skip
+    """out[i] = position of data[offsets[i]:offsets[i + 1]], whose hash is wanted[i], among the `known` ids; or -1.
+
+    `table`: as `enter_hashes` fills it.
+    """
+    last, high, low = np.uint64(table.size - 1), np.uint64(0xFFFFFFFF00000000), np.uint64(0xFFFFFFFF)
+    for i in range(out.size):
+        prefetch(table, wanted[min(i + _AHEAD, out.size - 1)] & last)
+        start, size = offsets[i], offsets[i + 1] - offsets[i]
+        slot, found = wanted[i] & last, np.int64(-1)
+        while found < 0 and table[slot] != np.uint64(0):
+            if table[slot] & high == wanted[i] & high:
+                position = np.int64(table[slot] & low) - 1
+                begin = known_offsets[position]
+                if known_offsets[position + 1] - begin == size:
+                    same = np.int64(0)
+                    while same < size and known[begin + same] == data[start + same]:
+                        same += 1
+                    if same == size:
+                        found = position
+            slot = (slot + np.uint64(1)) & last
+        out[i] = found
 
 
 @kernel

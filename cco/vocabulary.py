@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cco.hashing import fnv_hashes, kafka_partitions
+from cco.hashing import enter_hashes, find_ids, fnv_hashes, kafka_partitions
 
 LIMIT = 2**31 - 2
 _POSITION_BYTES = sys.getsizeof(1 << 20)  # of an int in the index
@@ -73,6 +73,8 @@ class Vocabulary:
         self._offsets = np.zeros(1 << 6, np.int64)
         self._hashes = np.empty(1 << 6, np.uint64)
         self._partitions: dict[int, npt.NDArray[np.uint16]] = {}
+        self._table = np.zeros(0, np.uint64)  # of `find`, which makes and fills it
+        self._tabled = 0  # ids in it
 
     def __len__(self) -> int:
         return len(self._index.names)
@@ -89,7 +91,19 @@ class Vocabulary:
 
     def unknown(self, ids: Iterable[str]) -> set[str]:
         """Those of `ids` that are not interned yet."""
-        return set(filterfalse(self._index.__contains__, set(ids)))  # set.difference would walk the whole index
+        return set(filterfalse(self._index.__contains__, ids))  # set.difference would walk the whole index
+
+    def find(self, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(n,) positions of the ids data[offsets[i]:offsets[i + 1]], -1 where one is not interned. Without the GIL."""
+        self._catch_up()
+        if self._table.size < 2 * self._known + 2:
+            self._table, self._tabled = np.zeros(1 << (4 * self._known + 2).bit_length(), np.uint64), 0
+        enter_hashes(self._hashes[: self._known], self._tabled, self._table)
+        self._tabled = self._known
+        wanted, found = np.empty(offsets.size - 1, np.uint64), np.empty(offsets.size - 1, np.int64)
+        fnv_hashes(data, offsets, 0, wanted)
+        find_ids(data, offsets, wanted, self._arena, self._offsets, self._table, found)
+        return found
 
     def index(self, name: str) -> int | None:
         """Position of an id, or None. Never adds it."""
@@ -180,7 +194,7 @@ class Vocabulary:
     def nbytes(self) -> int:
         """Bytes that the ids take: their text as UTF-8 and as Python's, index, hashes, partitions; unused room too."""
         self._catch_up()
-        arrays = self._arena.nbytes + self._offsets.nbytes + self._hashes.nbytes
+        arrays = self._arena.nbytes + self._offsets.nbytes + self._hashes.nbytes + self._table.nbytes
         arrays += sum(partitions.nbytes for partitions in self._partitions.values())
         index = sys.getsizeof(self._index) + sys.getsizeof(self._index.names) + _POSITION_BYTES * self._known
         return arrays + index + self._texts

@@ -47,6 +47,8 @@ from model_sync.bulk_types import (
     Write,
 )
 
+_FOR_GOOD = (Outcome.REFUSED, Outcome.TOO_LARGE)  # what would fail again
+
 
 class BulkQueue:
     """Documents of one index on their way. `conditional`: rows; otherwise users' documents.
@@ -67,6 +69,7 @@ class BulkQueue:
         self._tickets = Tickets()
         self._requests: dict[int, Request] = {}
         self._orders = self._numbers = self._forgotten = self._bytes = 0
+        self._batch_bytes = limits.batch_bytes  # less, once a request was too large
 
     # -- what is there ------------------------------------------------------------------------------
 
@@ -122,7 +125,7 @@ class BulkQueue:
         effects: list[Effect] = []
         if owner is not None:
             if self._is_fenced(owner):
-                raise FencedError(owner)
+                raise FencedError(owner, self._owners[owner.partition])
             if self._owners.get(owner.partition) != owner.stamp:
                 effects = self._fence(owner.partition, owner.stamp)
         self._numbers += 1
@@ -223,7 +226,7 @@ class BulkQueue:
         while (entry := line.head(self._entries)) is not None and entry.waiting is not None:
             most = min(most, entry.most)
             size += entry.waiting.payload.size if line is self._ready else 0
-            if found and (len(found) >= most or size > self._limits.batch_bytes):
+            if found and (len(found) >= most or size > self._batch_bytes):
                 break
             line.pop()
             found.append(entry)
@@ -263,8 +266,11 @@ class BulkQueue:
         request = self._requests.pop(number)
         keys = _keys(request)
         effects: list[Effect] = []
-        if answer.outcome is Outcome.REFUSED:  # on account of one of them: halves will tell of which
+        if answer.outcome in _FOR_GOOD:  # on account of one of them: halves will tell of which
             most = len(keys) // 2
+            if answer.outcome is Outcome.TOO_LARGE and isinstance(request, Write):
+                half = sum(operation.payload.size for operation in request.operations) // 2
+                self._batch_bytes = min(self._batch_bytes, half)
         else:
             most = 0
             self._window.shrink(request.sent, now)
@@ -274,7 +280,7 @@ class BulkQueue:
                 self._backoff.failed(now, answer.reason)
         for key in keys:
             entry = self._entries[key]
-            if answer.outcome is Outcome.REFUSED and not most:
+            if answer.outcome in _FOR_GOOD and not most:
                 self._refuse(entry, answer, effects)
                 continue
             entry.most = most or entry.most
@@ -404,7 +410,7 @@ class BulkQueue:
                 if entry.state not in (State.READING, State.FLYING, State.IDLE):
                     self._settle(entry)
         lost = self._tickets.fence(partition, stamp)
-        return [Fenced(owner, tuple(numbers)) for owner, numbers in lost.items()]
+        return [Fenced(owner, tuple(numbers), stamp) for owner, numbers in lost.items()]
 
 
 def _keys(request: Request) -> Sequence[str]:

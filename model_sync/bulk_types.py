@@ -28,13 +28,13 @@ class Owner(NamedTuple):
 
 
 class FencedError(Exception):
-    """Another owner has claimed the item partition since: `owner` must write no more of it."""
+    """Another owner has claimed the item partition since: `owner` must write no more of it. `by`: its stamp."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, by: Stamp) -> None:
         super().__init__(
             f"item partition {owner.partition}: another owner was found in the index; claim {owner.claim} is over"
         )
-        self.owner = owner
+        self.owner, self.by = owner, by
 
 
 class WriterClosedError(Exception):
@@ -143,6 +143,7 @@ class Outcome(Enum):
     REJECTED = auto()  # too busy; nothing has happened
     UNKNOWN = auto()  # it may have happened, or happen yet
     REFUSED = auto()  # on account of the document; it would be refused again
+    TOO_LARGE = auto()  # the request as a whole; nothing has happened
     TROUBLE = auto()  # on account of the index, for all alike; nothing has happened
 
 
@@ -206,10 +207,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """`owner` is followed by another; the tickets have failed."""
+    """`owner` is followed by another, which has the stamp `by`; the tickets have failed."""
 
     owner: Owner
     tickets: tuple[int, ...]
+    by: Stamp
 
 
 @dataclass(frozen=True, slots=True)

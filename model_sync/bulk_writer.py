@@ -235,7 +235,7 @@ class _Writer:
                 self._resolve(effect.ticket, None)
             elif isinstance(effect, Fenced):
                 for ticket in effect.tickets:
-                    self._resolve(ticket, FencedError(effect.owner))
+                    self._resolve(ticket, FencedError(effect.owner, effect.by))
             elif isinstance(effect, Refused):
                 self._refused(effect.refusal)
         if self._queue.trouble != self._told and (self._told is None or self._queue.trouble is None):
@@ -377,7 +377,9 @@ def _failure(error: ApiError | TransportError, index: str) -> Answer:
     if not isinstance(error, ApiError):
         return Answer(Outcome.UNKNOWN, None, reason)
     outcome = outcome_of(error.status_code, str(error.error) if isinstance(error.body, Mapping) else "")
+    if error.status_code == 413:
+        return Answer(Outcome.TOO_LARGE, None, reason)
     taken = (Outcome.TROUBLE, Outcome.REJECTED)
-    if error.status_code in (400, 413):
+    if error.status_code == 400:
         taken = (Outcome.TROUBLE, Outcome.REFUSED)
     return Answer(outcome if outcome in taken else Outcome.UNKNOWN, None, reason)

@@ -19,6 +19,7 @@ from model_sync.elastic_client import ElasticProblem, IndexNames, reason
 from model_sync.elastic_mapping import (
     FORMAT,
     KINDS,
+    LOG,
     Difference,
     Kind,
     Mapped,
@@ -47,7 +48,10 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class IndexDescription:
-    """One alias and the index behind it. `format` is None where the index is not one of ours."""
+    """One alias and the index behind it. `format` is None where the index is not one of ours.
+
+    `log`: of which log it is, as who wrote it first has signed it; None: nobody has.
+    """
 
     alias: str
     index: str
@@ -56,6 +60,7 @@ class IndexDescription:
     format: int | None
     indicators: tuple[str, ...]
     health: str
+    log: Mapping[str, Any] | None = None
 
 
 def check(client: Elasticsearch, config: Config, names: IndexNames) -> list[Difference]:
@@ -105,6 +110,7 @@ def describe(client: Elasticsearch, names: IndexNames) -> list[IndexDescription]
                     format=meta.get("format"),
                     indicators=tuple(meta.get("indicators", ())),
                     health=client.cluster.health(index=index)["status"],
+                    log=meta.get(LOG),
                 )
             )
     return found

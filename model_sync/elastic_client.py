@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from elasticsearch import ApiError, AsyncElasticsearch, ConnectionTimeout, Elasticsearch, SSLError, TransportError
 from elasticsearch import ConnectionError as NotReached
+from elasticsearch.serializer import JsonSerializer
 
 REQUEST_SECONDS = 10.0
 
@@ -49,6 +52,16 @@ class ElasticOptions:
     prefix: str = ""
 
 
+class _QuickJson(JsonSerializer):
+    """Whole documents come with the answers to questions."""
+
+    def json_loads(self, data: bytes) -> Any:
+        try:
+            return msgspec.json.decode(data)
+        except msgspec.MsgspecError:
+            return json.loads(data)  # it takes more, or says what is wrong in the words that the client expects
+
+
 def names(options: ElasticOptions) -> IndexNames:
     """The aliases."""
     return IndexNames(options.prefix + "items", options.prefix + "users")
@@ -73,6 +86,7 @@ def _arguments(options: ElasticOptions) -> dict[str, Any]:
         "request_timeout": REQUEST_SECONDS,
         "max_retries": 0,  # who asks knows better: a bulk, say, is not repeated as it was
         "retry_on_timeout": False,
+        "serializer": _QuickJson(),
     }
     if options.api_key is not None:
         arguments["api_key"] = options.api_key

@@ -15,6 +15,7 @@ from model_sync.contract import MAX_NUM, MAX_OFFSET
 from model_sync.elastic_names import encoded
 
 FORMAT = 1
+LOG = "log"  # in `_meta.cco`: which log the documents are made from, by whoever writes them; nothing before that
 Kind = Literal["items", "users"]
 KINDS: tuple[Kind, ...] = ("items", "users")
 
@@ -55,11 +56,16 @@ def mapping(kind: Kind, config: Config) -> Mapped:
 
 
 def settings() -> Mapped:
-    """Settings of a new index: what comes is visible within a second; a replica where there is a node for it."""
+    """Settings of a new index: what comes is visible within a second; a replica where there is a node for it.
+
+    A question looks each of its terms up in every segment, which takes more time than all the rest of it: so there are
+    to be few, at the price of more merging.
+    """
     return {
         "number_of_shards": 1,
         "auto_expand_replicas": "0-1",
         "refresh_interval": "1s",
+        "merge.policy": {"segments_per_tier": 5, "floor_segment": "16mb"},
         **demanded_settings(),
     }
 

@@ -12,10 +12,10 @@ import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import msgspec
-from elasticsearch import AsyncElasticsearch
+from elasticsearch import ApiError, AsyncElasticsearch
 
 from cco.config import Config
 from cco.event_data import ItemChange
@@ -29,6 +29,7 @@ MOST_BYTES = 4 << 20
 SOURCE = ("known", "deleted", "properties", "metadata_position")
 FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0  # seconds until what was too much is tried again
 _NOT_NOW = (429, 500, 502, 503, 504)
+_TOO_LARGE = 413
 _BLOCKED = "cluster_block_exception"
 _ANOTHER = (404, 409)  # somebody deleted, created or changed the document: read it again
 
@@ -62,7 +63,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Send these lines (`bulk`); wants the list "items" of the answer."""
+    """Send these lines (`bulk`); wants the list "items" of the answer, or None: they are too large for one request."""
 
     lines: list[bytes]
 
@@ -91,7 +92,7 @@ def write(config: Config, changes: Iterable[PositionedChange], chance: Callable[
             waiting.setdefault(given.change.item_id, []).append(given)
         else:
             refused.append(Refusal(given.position, problem))
-    wait = FIRST_WAIT
+    wait, most_bytes = FIRST_WAIT, MOST_BYTES
     while waiting:
         ids = list(waiting)[:MOST_DOCUMENTS]
         documents = yield Read(ids)
@@ -103,8 +104,15 @@ def write(config: Config, changes: Iterable[PositionedChange], chance: Callable[
             else:
                 actions.append((item, lines))
         slow = False
-        for part in _parts(actions):
+        for part in _parts(actions, most_bytes):
             answers = yield Write([line for _, lines in part for line in lines])
+            if answers is None and len(part) == 1:
+                item = part[0][0]
+                refused += [Refusal(given.position, f"{_what(item)}: too large") for given in waiting.pop(item)]
+                continue
+            if answers is None:
+                most_bytes = min(most_bytes, _size(part) // 2)
+                continue  # what is left is read once more
             for (item, _), answer in zip(part, answers, strict=True):
                 [result] = answer.values()
                 status = result["status"]
@@ -162,15 +170,21 @@ def _changed(properties: Mapping[str, Any] | None, change: ItemChange) -> dict[s
     return {name: value for name, value in after.items() if value is not None}
 
 
-def _parts(
-    actions: Sequence[tuple[str, tuple[bytes, bytes]]],
-) -> Iterable[list[tuple[str, tuple[bytes, bytes]]]]:
-    """Actions in requests of at most MOST_BYTES, or of one action."""
-    part: list[tuple[str, tuple[bytes, bytes]]] = []
+_Action: TypeAlias = tuple[str, tuple[bytes, bytes]]
+
+
+def _size(actions: Iterable[_Action]) -> int:
+    """Bytes in a request."""
+    return sum(sum(map(len, lines)) + len(lines) for _, lines in actions)
+
+
+def _parts(actions: Sequence[_Action], most_bytes: int) -> Iterable[list[_Action]]:
+    """Actions in requests of at most so many bytes, or of one action."""
+    part: list[_Action] = []
     size = 0
     for action in actions:
-        length = sum(map(len, action[1])) + 2
-        if part and size + length > MOST_BYTES:
+        length = _size([action])
+        if part and size + length > most_bytes:
             yield part
             part, size = [], 0
         part.append(action)
@@ -181,8 +195,12 @@ def _parts(
 
 def _reason(item: str, error: Mapping[str, Any]) -> str:
     cause = error.get("caused_by") or {}
-    text = f"item {item[:40]!r}: Elasticsearch refuses the document: {error.get('reason')}"
+    text = f"{_what(item)}: {error.get('reason')}"
     return f"{text} ({cause['reason']})" if "reason" in cause else text
+
+
+def _what(item: str) -> str:
+    return f"item {item[:40]!r}: Elasticsearch refuses the document"
 
 
 class MetadataWriter:
@@ -242,7 +260,13 @@ class MetadataWriter:
                     found = await self._client.mget(index=self._index, ids=step.ids, source_includes=SOURCE)
                     answer = found["docs"]
                 else:
-                    written = await self._client.bulk(
-                        index=self._index, operations=cast(Any, step.lines), require_alias=True
-                    )
-                    answer = written["items"]
+                    answer = await self._bulk(step)
+
+    async def _bulk(self, step: Write) -> Any:
+        try:
+            written = await self._client.bulk(index=self._index, operations=cast(Any, step.lines), require_alias=True)
+        except ApiError as error:
+            if error.status_code != _TOO_LARGE:
+                raise
+            return None
+        return written["items"]

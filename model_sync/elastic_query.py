@@ -39,6 +39,7 @@ Body = dict[str, Any]
 Plan = Generator[list[Body], list[Mapping[str, Any]], list[Hit]]
 
 MOST_NAMED = 50  # properties that are picked by the server; of more, all are fetched
+MOST_WHOLE = 100  # hits of a page whose documents come as they are; of more, the server picks the parts
 _ORDER = [{"_score": {"order": "desc"}}, {"id": {"order": "asc"}}]
 _NOTHING: Body = {"match_none": {}}
 _VALUE_OF = {RANK: "rank", RANDOM: "shuffle"}
@@ -135,7 +136,11 @@ class _Asked:
         self.terms = _terms(query, config)
         self._filter: list[Body] = [matching(rule) for rule in query.include]
         self._must_not: list[Body] = [{"term": {"deleted": True}}, *(matching(rule) for rule in query.exclude)]
-        self._filter += [_within(span, config) for span in query.ranges]
+        for span in query.ranges:
+            if span.missing:
+                self._must_not.append(_outside(span, config))
+            else:
+                self._filter.append(_within(span, config))
         self.impossible = query.candidates is not None and not self._restrict(query.candidates)
         excluded = possible(query.exclude_items)
         if excluded:
@@ -197,7 +202,11 @@ class _Asked:
         }
 
     def _source(self, terms: list[_Term]) -> list[str] | bool:
-        """The parts of documents that the hits are made of."""
+        """The parts of documents that the hits are made of.
+
+        To pick them the server reads the names of all features in all rows, which takes it longer than everything
+        else; so where the hits are not many, they come with all that they have.
+        """
         wanted = sorted({term.field for term in terms}) if self.query.explain else []
         names = self.query.fields
         if names is not None:
@@ -206,7 +215,7 @@ class _Asked:
             wanted.append("properties")
         else:
             wanted += [f"properties.{name}" for name in sorted(set(names))]
-        return wanted or False
+        return (self.query.num <= MOST_WHOLE or wanted) if wanted else False
 
     def hit(self, found: Mapping[str, Any], terms: list[_Term] | None) -> Hit:
         """A hit of the first tier, or, without terms, of the second."""
@@ -238,8 +247,10 @@ def _terms(query: Query, config: Config) -> list[_Term]:
 
 
 def _contributions(source: Mapping[str, Any], terms: list[_Term]) -> list[Contribution]:
-    rows = {decoded(name): row_entries(row) for name, row in source.get("rows", {}).items()}
-    rows[PRIORS] = row_entries(source.get(PRIORS, []))
+    asked = {term.indicator for term in terms}
+    rows = {decoded(name): row for name, row in source.get("rows", {}).items()}
+    rows[PRIORS] = source.get(PRIORS, [])
+    rows = {name: row_entries(row) for name, row in rows.items() if name in asked}
     found = []
     for term in terms:
         weight = rows.get(term.indicator, {}).get(term.feature)
@@ -263,7 +274,9 @@ def matching(rule: Rule | Boost) -> Body:
     if not is_name(rule.field):
         return _NOTHING
     found = list(dict.fromkeys(_equal(rule.field, rule.values)))
-    if isinstance(rule, Rule) and rule.match == "all" and len(found) > 1:
+    if len(found) == 1:  # quicker than a list of one
+        return {"term": {"tokens": found[0]}}
+    if isinstance(rule, Rule) and rule.match == "all":
         return {"bool": {"filter": [{"term": {"tokens": token}} for token in found]}}
     return {"terms": {"tokens": found}}
 
@@ -278,8 +291,9 @@ def _equal(field: str, values: Iterable[Scalar]) -> Iterable[str]:
 
 
 def _within(span: Range, config: Config) -> Body:
+    """The items that have a value within a range."""
     if not is_name(span.field):
-        return {"match_all": {}} if span.missing else _NOTHING
+        return _NOTHING
     dates = {config.items.available: "available", config.items.expires: "expires"}
     low, high = range_tokens(span)
     field = "tokens"
@@ -288,11 +302,19 @@ def _within(span: Range, config: Config) -> Body:
         ends = {"gte": span.min, "lte": span.max}
         limits = {end: moment(str(at)) for end, at in ends.items() if at is not None}
         field = dates[span.field]
-    found: Body = {"range": {field: limits}}
-    if span.missing:
-        absent = {"bool": {"must_not": [{"term": {"tokens": presence_token(span.field)}}]}}
-        found = {"bool": {"should": [found, absent]}}
-    return found
+    return {"range": {field: limits}}
+
+
+def _outside(span: Range, config: Config) -> Body:
+    """The items that have the property, but no value within the range.
+
+    Every query asks for dates of availability, which few items have: to leave these few out is much quicker than to
+    look at each item whether it has none.
+    """
+    if not is_name(span.field):
+        return _NOTHING
+    there = {"term": {"tokens": presence_token(span.field)}}
+    return {"bool": {"filter": [there], "must_not": [_within(span, config)]}}
 
 
 def _float32(value: float) -> float:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
+from urllib.parse import quote
 
+import msgspec
 from elasticsearch import AsyncElasticsearch
 
 from cco.config import Config
@@ -11,9 +14,12 @@ from cco.vocabulary import id_problem
 from model_sync.contract import Hit, Query
 from model_sync.elastic_client import ElasticProblem, IndexNames, elastic_errors
 from model_sync.elastic_index import known_properties
-from model_sync.elastic_query import SearchFailed, plan
+from model_sync.elastic_query import Body, SearchFailed, plan
 from model_sync.elastic_users import UserHistory, user_history
 from model_sync.metadata import Properties
+
+_HEADERS = {"accept": "application/json", "content-type": "application/json"}
+_encode = msgspec.json.Encoder().encode  # a question of 60 terms is encoded in a tenth of the client's time
 
 
 class AsyncElasticReader:
@@ -21,6 +27,7 @@ class AsyncElasticReader:
 
     def __init__(self, client: AsyncElasticsearch, names: IndexNames, config: Config) -> None:
         self._client, self._names, self._config = client, names, config
+        self._path = f"/{quote(names.items, safe='')}/_search"
 
     async def search(self, query: Query) -> list[Hit]:
         """The best hits, best first. Raises QueryError too."""
@@ -34,8 +41,16 @@ class AsyncElasticReader:
                     return cast(list[Hit], done.value)
                 except SearchFailed as error:
                     raise ElasticProblem(str(error)) from None
-                searches = [part for body in bodies for part in ({}, body)]
-                answers = (await self._client.msearch(index=self._names.items, searches=searches))["responses"]
+                answers = await self._answers(bodies)
+
+    async def _answers(self, bodies: list[Body]) -> list[Mapping[str, Any]]:
+        """In one request, a plain one where there is one thing to ask."""
+        if len(bodies) > 1:
+            searches = [part for body in bodies for part in ({}, body)]
+            found = await self._client.msearch(index=self._names.items, searches=searches)
+            return cast(list[Mapping[str, Any]], found["responses"])
+        answer = await self._client.perform_request("POST", self._path, headers=_HEADERS, body=_encode(bodies[0]))
+        return [answer.body]
 
     async def history(self, user: str) -> UserHistory:
         """What is retained of a user as of the last write, visible to searches or not."""

@@ -30,7 +30,7 @@ from cco.vocabulary import Vocabulary
 from model_sync.elastic_admin import for_server, served_index
 from model_sync.elastic_client import ElasticOptions, ElasticProblem, IndexNames, names, reason, sync_client
 from model_sync.elastic_load import Loader
-from model_sync.elastic_mapping import mapping, settings
+from model_sync.elastic_mapping import LOG, mapping, settings
 from model_sync.elastic_patience import Patience
 from model_sync.elastic_verify import Verifier
 from model_sync.elastic_versions import (
@@ -118,6 +118,7 @@ class Rebuilding:
         }
         self.index = ""
         self._alias = ""
+        self._log: Mapping[str, Any] = {}
 
     # -- the lock -----------------------------------------------------------------------------------
 
@@ -126,7 +127,7 @@ class Rebuilding:
         found = self._patience("looking at the indices", lambda: versions(self._client, self._names))
         if not take_over:
             refuse_beside(found, "no second rebuild", "wait until it has ended, or --take-over sets it aside")
-        self._patience("looking at the index", lambda: served_index(self._client, self._names.items))
+        self._log = self._patience("looking at the index", self._log_of_served)
         number = 1 + max((version.number for version in found), default=0)
         self.index = f"{self._names.items}-{number:06d}"
         self._alias = own_alias(self.index)
@@ -149,9 +150,13 @@ class Rebuilding:
         except BadRequestError as error:
             if reason(error)[0] != "resource_already_exists_exception":
                 raise
-            found = self._client.indices.get_mapping(index=self.index).body[self.index]["mappings"].get("_meta", {})
-            if found.get("cco", {}).get("rebuild", {}).get("by") != self._rebuild["by"]:  # else: our own earlier try
+            if not self._is_ours():  # else: our own earlier try
                 raise ElasticProblem(f"no second rebuild: another one has just made {self.index}") from None
+
+    def _is_ours(self) -> bool:
+        """Whether the index is there, and we made it."""
+        found = self._client.indices.get_mapping(index=self.index).body[self.index]["mappings"].get("_meta", {})
+        return bool(found.get("cco", {}).get("rebuild", {}).get("by") == self._rebuild["by"])
 
     def _set_aside(self, index: str) -> None:
         """Remove the index of another rebuild, unless it has swapped meanwhile: then it is the one that is served."""
@@ -172,8 +177,17 @@ class Rebuilding:
         self._client.indices.update_aliases(actions=actions)
         self._client.indices.delete(index=index)
 
+    def _log_of_served(self) -> Mapping[str, Any]:
+        """What says of which log the served index is: its metadata goes into ours, with its positions in that log."""
+        served = served_index(self._client, self._names.items)
+        if served is None:
+            return {}
+        found = self._client.indices.get_mapping(index=served).body[served]["mappings"].get("_meta", {}).get("cco", {})
+        return {LOG: found[LOG]} if LOG in found else {}
+
     def _meta(self) -> dict[str, Any]:
-        return {"cco": {**mapping("items", self._config)["_meta"]["cco"], "rebuild": dict(self._rebuild)}}
+        ours = mapping("items", self._config)["_meta"]["cco"]
+        return {"cco": {**ours, **self._log, "rebuild": dict(self._rebuild)}}
 
     def _say(self, **values: Any) -> None:
         """Write what `_meta` says of the rebuild."""
@@ -200,9 +214,10 @@ class Rebuilding:
         self._ended.set()
         if self._heart is not None:
             self._heart.join()
-        if self._is_made and not self._is_published:
+        if self.index and not self._is_published:
             with suppress(ApiError, TransportError):
-                self._remove(self.index)
+                if self._is_made or self._is_ours():  # an answer that nobody waited for may have made it
+                    self._remove(self.index)
 
     # -- publishing ---------------------------------------------------------------------------------
 

@@ -39,8 +39,15 @@ def run(
         typer.Option("--every", metavar="SECONDS", min=0.1, max=86_400, help="What a record waits for at most."),
     ] = 60.0,
     once: Annotated[bool, typer.Option("--once", help="End where the log ends now, not at SIGTERM.")] = False,
+    monitor_port: Annotated[
+        int | None,
+        typer.Option(
+            "--monitor-port", min=0, max=65_535, show_default=False,
+            help="Port of /metrics, /healthz, /readyz, /status (0: any free one). Default: none of it.",
+        ),
+    ] = None,
     json: JsonFlag = False,
-) -> None:
+) -> None:  # fmt: skip
     """Archive every record of the topic `interactions`, as it is, from where the archive ends, until SIGTERM.
 
     It may be killed at any time. Small files are merged as it goes on.
@@ -50,7 +57,9 @@ def run(
 
     from agents.archive import Archive
     from agents.archive_agent import ArchiveAgent
+    from agents.archive_monitor import ArchiveMonitor
     from agents.log import get_logger, set_up
+    from agents.monitor import Monitor
     from agents.settings import load_settings
 
     config, settings = load_settings(file, {"brokers": brokers, "topic_prefix": prefix})
@@ -68,7 +77,16 @@ def run(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.stop)
-        return await agent.run(once)
+        if monitor_port is None:
+            return await agent.run(once)
+        of = ArchiveMonitor(agent, url)
+        monitor = Monitor(of, of, settings.monitor_host, monitor_port)
+        await monitor.start()
+        log.info("archiving", monitor=monitor.url)
+        try:
+            return await agent.run(once)
+        finally:
+            await monitor.stop()
 
     done = asyncio.run(work())
     if json:

@@ -44,6 +44,8 @@ def config(
 ) -> None:
     """Print the effective configuration and settings, each with where it came from. Secrets are masked.
 
+    Those of `cco serve` are the table [serve].
+
     The order: flag, environment variable (CCO_BROKERS for brokers and so on), file, default.
     """
     import os
@@ -51,10 +53,13 @@ def config(
     from agents.settings import load_all
 
     loaded = load_all(file, {"brokers": brokers, "topic_prefix": prefix}, os.environ)
+    document = _document(loaded)
+    serve, origins = _serve(file, os.environ)
     if json:
-        print_json(_document(loaded))
+        document["from"]["serve"] = origins
+        print_json({**document, "serve": serve})
         return
-    print("\n".join(_toml(loaded)))
+    print("\n".join([*_toml(document), *_serve_toml(serve, origins)]))
 
 
 def _model(config: Config) -> dict[str, Any]:
@@ -117,11 +122,39 @@ def _document(loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _toml(loaded: Loaded) -> Iterator[str]:
+def _serve(file: Path | None, environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings of `cco serve`, keys masked, and where each came from. Nothing where its packages are not there."""
+    try:
+        from agents.serve_settings import read_serve_settings
+    except ImportError:
+        return {}, {}
+    _, settings, origins = read_serve_settings(file, {}, environment)
+    found = settings.model_dump(mode="json")
+    for key in found["keys"].values():
+        key["key"] = None if key["key"] is None else _MASKED
+    return found, {name: origins.get(name, "default") for name in found}
+
+
+def _serve_toml(serve: dict[str, Any], origins: dict[str, str]) -> Iterator[str]:
+    from cco.config_errors import dotted
+
+    if not serve:
+        return
+    yield "\n[serve]"
+    for name, value in serve.items():
+        if name != "keys":
+            yield _line(name, value, origins[name])
+    for name, key in serve["keys"].items():
+        yield f"\n[serve.keys.{dotted(name)}]"
+        for part, value in key.items():
+            if value is not None:
+                yield _line(part, value, origins["keys"])
+
+
+def _toml(document: dict[str, Any]) -> Iterator[str]:
     """The lines of a TOML file that says the same; what is not set or secret is a comment."""
     from agents.settings import KEY_OF, TABLE_OF, TABLES
 
-    document = _document(loaded)
     yield f"# epoch {document['epoch']}: state of another one cannot be used"
     origins = document["from"]["model"]
     table = ""

@@ -61,15 +61,22 @@ def create(
 def check(
     file: SettingsFile = None, urls: Urls = None, index_prefix: IndexPrefix = None, json: JsonFlag = False
 ) -> None:
-    """Name every difference between how the indices must be and how they are. Exit code 1 if there is one."""
+    """Name every difference between how the indices must be and how they are. Exit code 1 if there is one.
+
+    Where Kafka answers, also that an index is of another log: topics were made anew, or have other partitions.
+    """
     from model_sync import elastic_admin
 
     with _connected(file, urls, index_prefix, "checking the indices") as (client, config, names, _):
         problems = elastic_admin.check(client, config, names)
+        of_log, unknown = _log_differences(file, elastic_admin.describe(client, names), names)
+        problems += of_log
     if json:
-        print_json({"ok": not problems, "problems": _dictionaries(problems)})
+        print_json({"ok": not problems, "problems": _dictionaries(problems), "log": unknown or "compared"})
     else:
         print("\n".join(map(str, problems)) or "the indices are as they must be")
+        if unknown is not None:
+            print(f"not compared with the log: {unknown}")
     if problems:
         raise typer.Exit(DIFFERENT)
 
@@ -125,6 +132,35 @@ def _connected(
     options = elastic_options(settings)
     with elastic_errors(options, doing), sync_client(options) as client:
         yield client, config, names(options), ", ".join(options.urls)
+
+
+def _log_differences(
+    file: Any, found: list[IndexDescription], names: IndexNames
+) -> tuple[list[Difference], str | None]:
+    """What says that indices are of another log, and why that is not known."""
+    signed = [each for each in found if each.log is not None]
+    if not signed:
+        return [], None  # nobody has written them yet
+    try:
+        from agents.logs import log_differences, look_at_logs, signature
+    except ImportError:
+        return [], "that takes the extra kafka: pip install 'streaming-cco[kafka]'"
+    import asyncio
+
+    from agents.kafka_client import KafkaProblem
+    from agents.settings import load_settings
+
+    try:
+        logs = asyncio.run(look_at_logs(load_settings(file, {})[1]))
+    except KafkaProblem as error:
+        return [], str(error)
+    return [
+        difference
+        for each in signed
+        for difference in log_differences(
+            each.index, each.log, signature(logs, "items" if each.alias == names.items else "users")
+        )
+    ], None
 
 
 def _dictionaries(problems: list[Difference]) -> list[dict[str, Any]]:

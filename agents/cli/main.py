@@ -29,6 +29,7 @@ from agents.cli.status import status
 from agents.cli.system import demo, doctor
 from agents.cli.topics import app as topics
 from agents.cli.worker import worker
+from agents.rebuild_service import Terminated
 
 EPILOG = (
     "Exit codes: 0 fine, 1 a difference or nothing found, 2 bad usage or input, 3 an internal error. "
@@ -38,6 +39,7 @@ EPILOG = (
 KAFKA_PACKAGES = ("aiohttp", "aiokafka", "faust", "prometheus_client", "structlog", "yarl")  # of the extra `kafka`
 SERVE_PACKAGES = ("fastapi", "httptools", "starlette", "uvicorn", "uvloop")  # of the extra `serve`
 ELASTICSEARCH_PACKAGES = ("elasticsearch",)  # of the extra `elasticsearch`
+SPARK_PACKAGES = ("py4j", "pyspark")  # of the extra `spark`
 
 app = typer.Typer(
     name="cco",
@@ -70,6 +72,7 @@ def input_errors() -> tuple[type[Exception], ...]:
     """What says in its message what is wrong with the input; known only once something else imported it."""
     from agents.archive import ArchiveError
     from agents.demo_data import DemoDataMissing
+    from agents.spark import SparkProblem
     from agents.state_errors import StateError
     from agents.streams import InputError
     from cco.config_errors import ConfigError
@@ -91,7 +94,7 @@ def input_errors() -> tuple[type[Exception], ...]:
         of_elasticsearch = (ElasticProblem,)
     return (
         ConfigError, DemoDataMissing, InputError, LimitError, MetadataError, QueryError, StateError, VocabularyError,
-        ArchiveError, *of_kafka, *of_elasticsearch,
+        ArchiveError, SparkProblem, *of_kafka, *of_elasticsearch,
     )  # fmt: skip
 
 
@@ -101,7 +104,7 @@ def _of_system(error: OSError) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 to 3, 130 when interrupted."""
+    """Run the command and return its exit code: 0 to 3, 130 when interrupted, 143 when SIGTERM ended a rebuild."""
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="cco", standalone_mode=False)
         sys.stdout.flush()
@@ -115,6 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("cco: interrupted", file=sys.stderr)
         return 130
+    except Terminated as error:
+        print("cco: terminated", file=sys.stderr)
+        return int(str(error.code))
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
@@ -136,6 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if package in ELASTICSEARCH_PACKAGES:
             extra = "streaming-cco[elasticsearch]"
             _report(f"this needs the package {package}, which is not installed: pip install '{extra}'")
+            return USAGE
+        if package in SPARK_PACKAGES:
+            _report(f"this needs the package {package}, which is not installed: pip install 'streaming-cco[spark]'")
             return USAGE
         if isinstance(error, input_errors()):
             _report(str(error))

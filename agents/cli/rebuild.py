@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,15 +18,12 @@ from agents.cli.common import Bar, ConfigFile, JsonFlag, UsageProblem, peak_memo
 from agents.cli.config import Brokers, TopicPrefix
 from agents.cli.inputs import Intake, check_outputs, load_config, write_model
 from agents.cli.models import DeadLetters, Exact, ModelOut, Strict, show
+from agents.streams import STANDARD_INPUT
 
 if TYPE_CHECKING:
-    from agents.rebuild_service import Stopping
-    from agents.rebuilding import LogSource, Progress, Rebuilt
+    from agents.rebuilding import Computed, LogSource, Progress, Rebuilt
     from agents.settings import Settings
-    from cco.batch import Model
-    from cco.batch_fold import SourceBatch
     from cco.config import Config
-    from cco.events import EventParser
 
 
 _DURATION = re.compile(r"([0-9]{1,7})(s|m|h|d)?")
@@ -41,7 +38,14 @@ class When(StrEnum):
     always = "always"
 
 
-_Publish: TypeAlias = "Callable[[Rebuilt], dict[str, Any]]"
+class Engine(StrEnum):
+    """Who computes."""
+
+    local = "local"
+    spark = "spark"
+
+
+_Publish: TypeAlias = "Callable[[Rebuilt[Computed]], dict[str, Any]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class _Wanted:
     take_over: bool
     allow_smaller: bool
     every: str | None
+    engine: Engine
 
     def check(self) -> None:
         """Raise UsageProblem for what contradicts itself."""
@@ -76,7 +81,19 @@ class _Wanted:
             raise UsageProblem("--take-over and --allow-smaller go with --publish")
         if self.every is not None and (self.events or not (self.publish or self.seed)):
             raise UsageProblem("--every goes with --publish or --seed, and so with --log or --archive")
+        if self.engine is Engine.spark:
+            self._check_spark()
         self.seconds()
+
+    def _check_spark(self) -> None:
+        """What one machine alone can do: reading a topic to its end, and keeping all histories."""
+        for flag, given in (
+            ("--log", self.log), ("--tail", self.tail), ("--resume", self.resume), ("--seed", self.seed),
+        ):  # fmt: skip
+            if given:
+                raise UsageProblem(f"{flag} goes with --engine local: --engine spark reads files or --archive, whole")
+        if STANDARD_INPUT in self.events:
+            raise UsageProblem("--engine spark reads files on many machines, and cannot read standard input")
 
     def seconds(self) -> float:
         """Of --every. Raises UsageProblem."""
@@ -163,6 +180,13 @@ def rebuild(
     config: ConfigFile = None,
     model: ModelOut = None,
     exact: Exact = False,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            "--engine",
+            help="local: this machine. spark: for what is too much for it; as Spark's own configuration says.",
+        ),
+    ] = Engine.local,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, max=256, help="Threads that count and score rows. Default: every core."),
@@ -174,19 +198,24 @@ def rebuild(
     """Compute the model in batch, without the stream's code: what `cco replay` and workers are compared with."""
     wanted = _Wanted(
         events or [], log, archive, tail, end_offsets, resume, bool(brokers or topic_prefix),
-        seed, publish, take_over, allow_smaller, every,
+        seed, publish, take_over, allow_smaller, every, engine,
     )  # fmt: skip
     wanted.check()
+    if threads is not None and engine is Engine.spark:
+        raise UsageProblem("--threads goes with --engine local: Spark has its own configuration of cores")
     check_outputs(model, json, dead_letters, events or (), config)
     settings, kafka = _settings(config, wanted, {"brokers": brokers, "topic_prefix": topic_prefix})
 
-    def once(stopping: Stopping | None = None) -> None:
+    def once() -> None:
         intake = Intake(strict, dead_letters)
-        output = _Output(model, exact, json, stopping)
+        output = _Output(model, exact, json)
         show(_rebuilt(wanted, settings, kafka, intake, output, threads or _cores()), model, json)
 
     if kafka is None or every is None:
-        once()
+        from agents.rebuild_service import ended_by_sigterm
+
+        with ended_by_sigterm():
+            once()
     else:
         _keep(settings, kafka, wanted.seconds(), when, once)
 
@@ -198,19 +227,6 @@ class _Output:
     model: str | None
     exact: bool
     json: bool
-    stopping: Stopping | None
-
-    @contextmanager
-    def progress(self) -> Iterator[Bar]:
-        """A bar, which is told of each step, and so is where a rebuild ends that is to stop."""
-        with progress("reading", quiet=self.json) as bar:
-
-            def step(done: float, total: float | None, words: str = "") -> None:
-                if self.stopping is not None:
-                    self.stopping.check()
-                bar(done, total, words)
-
-            yield step
 
 
 def _rebuilt(
@@ -218,8 +234,12 @@ def _rebuilt(
 ) -> dict[str, Any]:
     """One rebuild, from reading to publishing; answers its report."""
     begin = time.perf_counter()
-    with output.progress() as bar, _publishing(wanted, config, settings, bar) as publishes:
-        computed, counted, reading = _computed(wanted, config, settings, intake, bar, threads)
+    with (
+        progress("reading", quiet=output.json) as bar,
+        _publishing(wanted, config, settings, bar) as publishes,
+        ExitStack() as opened,
+    ):
+        computed, counted, reading = _computed(wanted, config, settings, intake, bar, threads, opened)
         intake.conclude(counted.resumed)
         size = 0
         if output.model is not None:
@@ -244,7 +264,7 @@ def _rebuilt(
     }
 
 
-def _keep(config: Config, settings: Settings, every: float, when: When, once: Callable[[Stopping], None]) -> None:
+def _keep(config: Config, settings: Settings, every: float, when: When, once: Callable[[], None]) -> None:
     """Rebuild again and again, until SIGTERM."""
     from agents.cli.main import input_errors
     from agents.log import get_logger, set_up
@@ -293,85 +313,48 @@ def _publishing(wanted: _Wanted, config: Config, settings: Settings | None, bar:
 
 
 def _handed_on(
-    wanted: _Wanted, config: Config, settings: Settings, model: Model, counted: Progress,
+    wanted: _Wanted, config: Config, settings: Settings, model: Computed, counted: Progress,
     publish: _Publish | None, bar: Bar,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the seeds and publish the model, if that is wanted; answers what the report says of a model of the log."""
     from agents.rebuilding import Rebuilt
 
-    rebuilt = Rebuilt(config, settings, model, dict(counted.offsets))
+    offsets = dict(counted.offsets)
     found: dict[str, Any] = {"offsets": {str(p): offset for p, offset in sorted(counted.offsets.items())}}
     if wanted.resume is not None:
         found["resumed_records"] = counted.resumed
     if wanted.seed:
         from agents.seeds import write_seeds
+        from cco.batch import Model
 
+        assert isinstance(model, Model)  # see `_Wanted.check`
         bar(1, None, "writing the seeds")
-        found["seeds"] = write_seeds(rebuilt)
+        found["seeds"] = write_seeds(Rebuilt(config, settings, model, offsets))
     if publish is not None:
-        found["published"] = publish(rebuilt)
+        found["published"] = publish(Rebuilt(config, settings, model, offsets))
     return found
 
 
 def _computed(
-    wanted: _Wanted, config: Config, settings: Settings | None, intake: Intake, bar: Bar, threads: int
-) -> tuple[Model, Progress, float]:
+    wanted: _Wanted,
+    config: Config,
+    settings: Settings | None,
+    intake: Intake,
+    bar: Bar,
+    threads: int,
+    opened: ExitStack,
+) -> tuple[Computed, Progress, float]:
     """The model, what of the log is in it, and the seconds that reading took."""
-    from agents.rebuilding import Progress
-    from cco.batch import rebuild as compute
-    from cco.events import EventParser
-    from model_sync.metadata import change_problem
+    from agents.cli.rebuild_engines import by_spark, by_this_machine
 
-    source = None if settings is None or wanted.events else wanted.source(settings)
+    what = wanted.events if settings is None or wanted.events else wanted.source(settings)
     if wanted.seed and settings is not None:
         from agents.seeds import check_place
 
         check_place(config, settings)
-    counted = Progress.begin(config, "" if source is None else source.name, wanted.resume)
-    parser = EventParser(config, counted.users, counted.items, change_problem)
-    found: Iterator[SourceBatch] = (
-        intake.read(wanted.events, parser, bar) if source is None else _of_log(source, parser, counted, intake, bar)
-    )
-    clock = _Clock()
-    computed = compute(
-        config, _with_words(clock.timed(found), bar), counted.users, counted.items, threads=threads,
-        start=counted.histories, folded=counted.folded,
-    )  # fmt: skip
-    counted.save(computed.histories)
-    return computed, counted, clock.seconds
-
-
-def _of_log(
-    source: LogSource, parser: EventParser, counted: Progress, intake: Intake, bar: Bar
-) -> Iterator[SourceBatch]:
-    """What the log says, from where it was counted up to; `counted` learns how far each partition was read."""
-    with intake.taking(bar) as take:
-        for chunk in source.chunks(parser, dict(counted.offsets)):
-            take(chunk)
-            counted.offsets[chunk.file] = chunk.record
-            yield chunk.file, chunk.batch
-
-
-def _with_words(batches: Iterator[SourceBatch], bar: Bar) -> Iterator[SourceBatch]:
-    yield from batches
-    bar(1, None, "computing the rows")
-
-
-class _Clock:
-    """The time that an iterator takes, without what is done with what it yields."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def timed(self, batches: Iterator[SourceBatch]) -> Iterator[SourceBatch]:
-        """The same, timed."""
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            self.seconds += time.perf_counter() - began
-            if batch is None:
-                return
-            yield batch
+    if wanted.engine is Engine.spark:
+        return by_spark(config, what, intake, bar, opened)
+    return by_this_machine(config, what, wanted.resume, intake, bar, threads)
 
 
 def _cores() -> int:

@@ -43,6 +43,7 @@ from model_sync.service.models import (
     encode,
 )
 from model_sync.service.problems import Part, Problem, invalid, of_decoding, of_query
+from model_sync.service.routes import PlainRoute
 from model_sync.service.service import Service, utc_now
 from model_sync.service.store import EventSink, Store, StoreProblem
 
@@ -140,7 +141,7 @@ class _Readiness:
 
 
 def _routes(service: Service, health: Callable[[], Sequence[str]]) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=PlainRoute)
     readiness = _Readiness(service.store)
 
     async def recommendations(request: Request) -> Response:

@@ -28,7 +28,8 @@ from model_sync.contract import QueryError
 from model_sync.service.app import RETRY_AFTER, body_of
 from model_sync.service.auth import Keys, Scope, presented_key
 from model_sync.service.models import decode_any, encode
-from model_sync.service.problems import Problem, of_decoding
+from model_sync.service.problems import MEDIA_TYPE, Problem, of_decoding
+from model_sync.service.routes import PlainRoute
 from model_sync.service.service import Service
 from model_sync.service.store import StoreProblem
 
@@ -88,7 +89,7 @@ def check_access(request: Request, keys: Keys, scope: Scope) -> None:
 
 def prediction_io_router(service: Service) -> APIRouter:
     """The routes of the event server, a door for `make_service`."""
-    router = APIRouter(tags=["PredictionIO"])
+    router = APIRouter(tags=["PredictionIO"], route_class=PlainRoute)
 
     @router.get("/", summary="Whether the server is there", openapi_extra=_STATUS)
     async def status() -> Response:
@@ -250,3 +251,7 @@ _BATCH = described(
 _LIST = described(None, problems=(401, 403, 501, 503))
 _BY_ID = described(None, problems=(401, 403, 501, 503))
 _BY_ID["parameters"].append({"name": "event_id", "in": "path", "required": True, "schema": {"type": "string"}})
+_BY_ID["responses"]["404"] = {
+    "description": "No path has control characters.",
+    "content": {MEDIA_TYPE: {"schema": {"type": "object"}}},
+}

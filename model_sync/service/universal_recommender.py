@@ -18,6 +18,7 @@ from cco.vocabulary import id_problem
 from model_sync.contract import Hit, Query
 from model_sync.service.app import body_of
 from model_sync.service.prediction_io import PROBLEMS, check_access, described, in_its_form, json_answer
+from model_sync.service.routes import PlainRoute
 from model_sync.service.service import Service
 from model_sync.service.universal_recommender_query import AskedQuery, Defaults, parse_query, ranks_of, translate
 
@@ -38,7 +39,7 @@ def universal_recommender(
 
 
 def _router(service: Service, defaults: Defaults, needs_key: bool) -> APIRouter:
-    router = APIRouter(tags=["Universal Recommender"])
+    router = APIRouter(tags=["Universal Recommender"], route_class=PlainRoute)
 
     @router.post("/queries.json", summary="Items for a user, an item or a set", openapi_extra=_QUERIES)
     @in_its_form

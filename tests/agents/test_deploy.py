@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from agents import elastic_publishing
+from agents import archive_monitor, elastic_publishing
 from agents.cli.main import main
 from agents.elastic_publishing import _COUNTED as OUTCOMES
 from agents.metrics import Metrics
@@ -21,7 +21,11 @@ from agents.settings import SECRETS, TABLE_OF, Settings, load_all
 from model_sync.service.metrics import ServiceMetrics
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-WRITERS = re.findall(r'(Gauge|Counter)MetricFamily\(\s*"(cco_\w+)"', inspect.getsource(elastic_publishing))
+WRITERS = [
+    family
+    for module in (elastic_publishing, archive_monitor)
+    for family in re.findall(r'(Gauge|Counter)MetricFamily\(\s*"(cco_\w+)"', inspect.getsource(module))
+]
 SECRET = {"CCO_SASL_PASSWORD": "secret", "CCO_ELASTICSEARCH_PASSWORD": "secret"}
 
 
@@ -123,9 +127,26 @@ def test_the_service_of_the_archive_starts_a_command_that_there_is(capsys: pytes
     unit = (DEPLOY / "cco-archive.service").read_text(encoding="utf-8")
     (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
     program, *arguments = shlex.split(command)
-    assert program.endswith("/cco") and arguments[:2] == ["archive", "run"] and arguments[3] == "--config"
+    assert program.endswith("/cco") and arguments[:2] == ["archive", "run"]
+    given = dict(zip(arguments[3::2], arguments[4::2], strict=True))
     assert main(["archive", "run", "--help"]) == 0
-    assert "--config" in capsys.readouterr().out
+    known = capsys.readouterr().out
+    assert given.keys() == {"--config", "--monitor-port"} and all(option in known for option in given)
+    targets = re.findall(r"localhost:(\d+)", (DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
+    assert given["--monitor-port"] in targets
+
+
+def test_the_service_of_rebuilds_starts_a_command_that_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    unit = (DEPLOY / "cco-rebuild.service").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    program, *arguments = shlex.split(command)
+    assert program.endswith("/cco") and arguments[0] == "rebuild"
+    options = [argument for argument in arguments if argument.startswith("--")]
+    assert main(["rebuild", "--help"]) == 0
+    known = capsys.readouterr().out
+    assert len(options) == 6 and all(option in known for option in options)
+    archive = (DEPLOY / "cco-archive.service").read_text(encoding="utf-8")
+    assert f"cco archive run {arguments[arguments.index('--archive') + 1]} " in archive
 
 
 def test_no_secret_is_in_the_example() -> None:

@@ -191,6 +191,34 @@ def test_the_printed_configuration_is_one_that_says_the_same(
     assert tomllib.loads(text)["worker"]["share"] == "ftp://********@host/folder"
 
 
+def test_the_settings_of_the_service_are_printed_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cco.toml"
+    file.write_text(
+        'primary = "buy"\n[serve]\nport = 8100\nopen_queries = true\n[serve.keys."our shop"]\n'
+        'key = "very-secret-0123456789"\n[serve.keys.probe]\nkey_file = "/no/such/file"\nscopes = ["read"]\n'
+    )
+    monkeypatch.setenv("CCO_SERVE_STATE", "elsewhere")
+    assert main(["config", "--config", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "very-secret" not in text
+    assert f"port = 8100                                  # {file}: serve.port" in text
+    assert 'state = "elsewhere"                          # environment variable CCO_SERVE_STATE' in text
+    assert 'host = "127.0.0.1"                           # default' in text
+    assert '[serve.keys."our shop"]\n# key = "********" ' in text
+    serve = tomllib.loads(text)["serve"]
+    assert (serve["port"], serve["open_queries"], serve["state"]) == (8100, True, "elsewhere")
+    assert serve["keys"]["probe"] == {"key_file": "/no/such/file", "scopes": ["read"]}
+    assert main(["config", "--config", str(file), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["serve"]["keys"]["our shop"]["key"] == "********" and document["serve"]["port"] == 8100
+    assert document["from"]["serve"]["host"] == "default"
+    file.write_text("[serve]\nprot = 1\n")
+    assert main(["config", "--config", str(file)]) == 2
+    assert 'serve.prot: unknown key (did you mean "port"?)' in capsys.readouterr().err
+
+
 def test_the_configuration_as_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--config", str(file), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -137,3 +137,14 @@ def test_the_bytes_are_those_that_are_taken() -> None:
     finally:
         tracemalloc.stop()
     assert 0.9 * taken < said < 1.1 * taken
+
+
+def test_ids_are_found_by_their_bytes_as_more_come() -> None:
+    vocabulary = Vocabulary()
+    ids = [f"i{k}" for k in range(300)] + ["ï", "用户", "x" * 512, "i1\0", ""]
+    data = "".join(ids).encode()
+    bounds = np.cumsum([0, *(len(name.encode()) for name in ids)])
+    for known in (0, 1, 2, 150, 303):
+        vocabulary.intern(ids[:known])
+        found = vocabulary.find(np.frombuffer(bytearray(data), np.uint8), bounds)
+        assert found.tolist() == [*range(known), *(-1 for _ in ids[known:])]

@@ -142,10 +142,11 @@ def test_a_higher_owner_in_the_document_fences_all_of_the_partition_and_nothing_
     it.put(documents("c", Rows.of(other, {"x": b"1"})), other, 0.0)
     first, *_ = it.due(0.0)
     assert it.answered(first.number, [Answer(Outcome.STORED, (7, 1), "", NEXT.stamp)], 0.0) == [
-        Fenced(OWNER, tuple(mine))
+        Fenced(OWNER, tuple(mine), NEXT.stamp)
     ]
-    with pytest.raises(FencedError, match="claim 5 is over"):
+    with pytest.raises(FencedError, match="claim 5 is over") as caught:
         it.put(documents("d", rows("x")), OWNER, 0.0)
+    assert caught.value.by == NEXT.stamp
     it.put(documents("d", rows("x", owner=NEXT)), NEXT, 0.0)
     assert it.documents == 3  # "b" is being read; "c" and "d" are to be written
 
@@ -154,7 +155,7 @@ def test_a_higher_owner_that_puts_takes_the_place_of_the_former() -> None:
     it = queue()
     former, _ = it.put(documents("ab", rows("x", value="1")), OWNER, 0.0)
     ticket, effects = it.put(documents("a", rows("y", value="2", owner=NEXT)), NEXT, 0.0)
-    assert effects == [Fenced(OWNER, (former,))]
+    assert effects == [Fenced(OWNER, (former,), NEXT.stamp)]
     read_all(it)
     request = write(it)
     assert [(operation.key, operation.payload) for operation in request.operations] == [
@@ -206,6 +207,43 @@ def test_batches_by_count_and_by_bytes() -> None:
             sizes.append(len(request.operations))
             it.answered(request.number, [Answer(Outcome.STORED, (1, 1))] * sizes[-1], 1.0)
     assert sizes == [3, 1, 1, 1, 1]  # one that is too large travels alone
+
+
+def test_a_request_that_is_too_large_makes_all_later_ones_smaller() -> None:
+    most = 3_000  # bytes that the server takes, about
+    it = queue(USERS, batch_bytes=10_000, requests=2)
+    limits = []
+    for turn in range(3):
+        it.put([(f"u{turn}.{k}", Whole(1, b"x" * 300)) for k in range(60)], None, 0.0)
+        refusals = 0
+        while it.documents:
+            for request in it.due(1e9):
+                assert isinstance(request, Write)
+                if sum(operation.payload.size for operation in request.operations) > most:
+                    refusals += 1
+                    assert it.failed(request.number, Answer(Outcome.TOO_LARGE, None, "413"), 1e9) == []
+                else:
+                    it.answered(request.number, [Answer(Outcome.STORED, (1, 1))] * len(request.operations), 1e9)
+        limits.append(refusals)
+    assert 2 <= limits[0] <= 4 and limits[1:] == [0, 0]  # each half of one that was refused, once and for all
+    assert it.window == 2  # it was not too busy
+    assert it.statistics.stored == 180 and it.statistics.refused == 0
+
+
+def test_one_document_that_is_too_large_is_refused_and_the_others_are_not() -> None:
+    it = queue(USERS, batch_bytes=100_000)
+    it.put([(f"u{k}", Whole(1, b"x" * (50_000 if k == 7 else 10))) for k in range(20)], None, 0.0)
+    refused, stored = [], 0
+    while it.documents:
+        for request in it.due(1e9):
+            assert isinstance(request, Write)
+            if sum(operation.payload.size for operation in request.operations) > 20_000:
+                effects = it.failed(request.number, Answer(Outcome.TOO_LARGE, None, "413"), 1e9)
+                refused += [effect.refusal.key for effect in effects if isinstance(effect, Refused)]
+            else:
+                stored += len(request.operations)
+                it.answered(request.number, [Answer(Outcome.STORED, (1, 1))] * len(request.operations), 1e9)
+    assert refused == ["u7"] and stored == 19
 
 
 def test_full_says_no_by_documents_by_bytes_and_by_who_waits() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -284,6 +285,48 @@ def test_documents_that_will_never_fit_are_refused_and_their_neighbours_stored(
             assert "negative" in await world.sources()
 
     play(elasticsearch, index_prefix, test)
+
+
+def test_a_node_that_takes_small_requests_alone_is_sent_small_ones(index_prefix: str, tmp_path: Path) -> None:
+    """As a proxy before it may do, too."""
+
+    def large(numbers: range, weight: float) -> list[RowDocument]:
+        features = {f"feature {k}": weight for k in range(30)}
+        return [RowDocument(f"item {n}", {"buy": json.dumps([features]).encode()}) for n in numbers]
+
+    sent: list[int] = []  # sizes of what was refused
+
+    class Counting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "status:413" in record.getMessage():
+                sent.append(1)
+
+    async def test(world: World) -> None:
+        async with world.rows(requests=1) as writer:
+            await (await writer.put(OWNER, large(range(1_000), 1.0)))
+            refusals = len(sent)
+            assert refusals >= 2  # 500 documents have 300 kB and more
+            await (await writer.put(OWNER, large(range(1_000), 2.0)))
+            assert len(sent) == refusals
+            found = await world.sources()
+            assert len(found) == 1_000
+            assert all(source["rows"]["buy"][0]["feature 7"] == 2.0 for source in found.values())
+            assert not world.refused and world.troubles == []
+            whole = RowDocument("huge", {"buy": json.dumps([{f"feature {k}": 1.0 for k in range(9_000)}]).encode()})
+            await (await writer.put(OWNER, [whole, *large(range(3), 3.0)]))
+            assert list(world.refused) == ["huge"] and "413" in world.refused["huge"].reason
+            assert len(await world.sources()) == 1_000
+
+    handler, log = Counting(), logging.getLogger("elastic_transport.transport")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with ElasticsearchServer(tmp_path, fetch_elasticsearch(), settings={"http.max_content_length": "100kb"}) as one:
+            play(one, index_prefix, test)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def test_the_queue_is_bounded_and_coalesces_what_waits(elasticsearch: ElasticsearchServer, index_prefix: str) -> None:

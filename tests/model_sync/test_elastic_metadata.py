@@ -224,6 +224,28 @@ def test_no_index_is_made_where_the_alias_is_gone(elastic: Elasticsearch, name: 
     assert not elastic.indices.exists(index=name)
 
 
+def test_a_node_that_takes_small_requests_alone(tmp_path: Path) -> None:
+    """What is too large by itself is refused, its neighbours are stored."""
+    small = [(k, "set", f"i{k}", {"text": "x" * 4_000}) for k in range(60)]
+    huge = [(60, "set", "huge", {f"p{k}": "x" * 8_000 for k in range(20)})]
+
+    async def run(server: ElasticsearchServer) -> None:
+        options = ElasticOptions((server.url,))
+        with sync_client(options) as elastic:
+            make(elastic, "items")
+            async with async_client(options) as client:
+                writer = MetadataWriter(client, "items", CONFIG)
+                refused = await asyncio.wait_for(writer.write(changes(*small[:30], *huge, *small[30:])), PATIENCE)
+            [refusal] = refused
+            assert refusal.position == 60 and "'huge'" in refusal.reason and "too large" in refusal.reason
+            elastic.indices.refresh(index="items")
+            assert elastic.count(index="items")["count"] == 60
+
+    limit = {"http.max_content_length": "100kb"}
+    with ElasticsearchServer(tmp_path, fetch_elasticsearch(), settings=limit) as server:
+        asyncio.run(run(server))
+
+
 def test_waits_while_the_index_or_the_node_is_away(tmp_path: Path) -> None:
     async def run(server: ElasticsearchServer) -> None:
         options = ElasticOptions((server.url,))

@@ -22,10 +22,10 @@ def make_stack(
     """Stacks on the shared servers; their workers are killed at the end."""
     made: list[Stack] = []
 
-    def make(toml: str = CONFIG, url: str = "", **options: object) -> Stack:
+    def make(toml: str = CONFIG, url: str = "", broker: str = kafka.bootstrap, **options: object) -> Stack:
         name = f"{index_prefix}{len(made)}-"
         at = url or elasticsearch.url
-        made.append(Stack(kafka.bootstrap, tmp_path / name, name, toml, elasticsearch=at, **options))  # type: ignore[arg-type]
+        made.append(Stack(broker, tmp_path / name, name, toml, elasticsearch=at, **options))  # type: ignore[arg-type]
         return made[-1]
 
     yield make

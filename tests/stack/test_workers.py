@@ -7,10 +7,14 @@ import signal
 import time
 from pathlib import Path
 
+import httpx
+
+from model_sync.elastic_documents import identity
 from tests.kafka.events import generated
 from tests.kafka.world import WorkerProcess, wait_for
 from tests.servers.elasticsearch import ElasticsearchServer, fetch_elasticsearch
 from tests.stack.conftest import MakeStack
+from tests.stack.serving import serving
 from tests.stack.stack import changes_of
 
 ITEMS = [f"item-{k}" for k in range(90)]  # some without events, most with
@@ -71,6 +75,52 @@ def _refused(zombie: WorkerProcess) -> bool:
         for name in ("conflicts", "fenced", "superseded")
     ]
     return sum(lost) > 0
+
+
+def test_the_node_stands_still_while_events_flow(make_stack: MakeStack, tmp_path: Path) -> None:
+    """Questions fail clearly meanwhile, and not late; events are taken; afterwards everything is as the log says."""
+    with ElasticsearchServer(tmp_path / "node", fetch_elasticsearch(), heap="512m") as node:
+        stack = make_stack(url=node.url)
+        worker = stack.worker("alone")
+        with (
+            stack.producing(generated(stack, 9_000, seed=12), rate=600),
+            serving(stack) as url,
+            httpx.Client(base_url=url, timeout=30) as http,
+        ):
+            wait_for(lambda: worker.metric("cco_patches_sent_total") > 100, "the first patches")
+            wait_for(lambda: http.get("/ready").status_code == 200, "the service")
+            node.pause()
+            try:
+                asked = http.post("/recommendations", json={"user": "user-1"})
+                assert asked.status_code == 503 and "did not answer in time" in asked.json()["detail"]
+                event = {"user_id": "me", "item_id": ITEMS[0], "event_type": "purchase"}
+                assert http.post("/events", json=event).status_code == 200
+                stack.change_items(changes_of(ITEMS, 3))
+                wait_for(lambda: "did not answer in time" in worker.get("/readyz")[1], "the worker to say so")
+            finally:
+                node.resume()
+            wait_for(lambda: stack.ask(url, {"user": "me"})["history"] == 1, "my event")
+        stack.check_all()
+        assert worker.stop() == 0
+
+
+def test_an_owner_goes_on_after_the_brokers_clock_went_back(make_stack: MakeStack) -> None:
+    """Its claims are then earlier than those of owners before it, of which the index has the times."""
+    stack = make_stack(session_timeout="3s")
+    stack.produce(generated(stack, 2_000, seed=13))
+    tomorrow = 1_000 * (int(time.time()) + 86_400)
+    items = ["item-1", "item-2", "no event has it"]
+    with stack.client() as client:
+        for k, item in enumerate(items):
+            owner = {"at": tomorrow + k, "claim": 3 + k}
+            document = {**identity(item), "rows": {"purchase": [{"item-7": 1.0}]}, "owner": owner}
+            client.index(index=stack.names.items, id=item, document=document)
+    worker = stack.worker("alone")
+    wait_for(lambda: "another worker" in worker.get("/readyz")[1], "the worker to find the later claim")
+    with stack.client() as client:  # what no owner writes stays: it is none of any log
+        client.delete(index=stack.names.items, id=items[-1])
+    stack.check_all()
+    assert worker.stop() == 0
 
 
 def test_the_node_dies_and_the_index_is_deleted_while_events_flow(make_stack: MakeStack, tmp_path: Path) -> None:

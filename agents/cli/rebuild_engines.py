@@ -1,0 +1,111 @@
+"""What computes a model for `cco rebuild`: this machine, or Spark."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents.cli.common import Bar
+from agents.cli.inputs import Intake
+
+if TYPE_CHECKING:
+    from agents.rebuilding import Computed, LogSource, Progress
+    from agents.spark import Read
+    from cco.batch import Model
+    from cco.batch_fold import SourceBatch
+    from cco.config import Config
+    from cco.events import EventParser
+
+
+def by_this_machine(
+    config: Config, what: LogSource | Sequence[str], resume: Path | None, intake: Intake, bar: Bar, threads: int
+) -> tuple[Model, Progress, float]:
+    """The model of a log or of files, what of the log is in it, and the seconds that reading took."""
+    from agents.rebuilding import LogSource, Progress
+    from cco.batch import rebuild
+    from cco.events import EventParser
+    from model_sync.metadata import change_problem
+
+    counted = Progress.begin(config, what.name if isinstance(what, LogSource) else "", resume)
+    parser = EventParser(config, counted.users, counted.items, change_problem)
+    found: Iterator[SourceBatch] = (
+        _of_log(what, parser, counted, intake, bar) if isinstance(what, LogSource) else intake.read(what, parser, bar)
+    )
+    clock = _Clock()
+    computed = rebuild(
+        config, _with_words(clock.timed(found), bar), counted.users, counted.items, threads=threads,
+        start=counted.histories, folded=counted.folded,
+    )  # fmt: skip
+    counted.save(computed.histories)
+    return computed, counted, clock.seconds
+
+
+def by_spark(
+    config: Config, what: LogSource | Sequence[str], intake: Intake, bar: Bar, opened: ExitStack
+) -> tuple[Computed, Progress, float]:
+    """The same of an archive or of files; Spark stays with the model until `opened` is closed."""
+    from agents.files import Chunk
+    from agents.rebuilding import LogSource, Progress
+    from agents.spark import rebuilding, spark_session
+    from agents.spark_reading import stretches_of_archive, stretches_of_files
+    from cco.event_data import EventBatch
+
+    seconds = 0.0
+
+    def on_read(read: Read) -> None:
+        nonlocal seconds
+        seconds = read.seconds
+        intake.accepted += read.accepted
+        intake.item_changes += read.changes
+        with intake.taking(bar) as take:
+            for rejections in read.rejections:
+                take(Chunk(EventBatch.join([]), rejections, [], 0, 0, 0, 0, None))
+
+    counted = Progress(config, what.name if isinstance(what, LogSource) else "")
+    if isinstance(what, LogSource):
+        assert what.archive is not None
+        counted.offsets = what.within(what.archive.ends(config.retention.source_partitions))
+        stretches = stretches_of_archive(what.archive.url, counted.offsets)
+    else:
+        stretches = stretches_of_files(what)
+    session = opened.enter_context(spark_session())
+    computed = opened.enter_context(
+        rebuilding(session, config, stretches, on_read, lambda words: bar(1, None, words)),
+    )
+    return computed, counted, seconds
+
+
+def _of_log(
+    source: LogSource, parser: EventParser, counted: Progress, intake: Intake, bar: Bar
+) -> Iterator[SourceBatch]:
+    """What the log says, from where it was counted up to; `counted` learns how far each partition was read."""
+    with intake.taking(bar) as take:
+        for chunk in source.chunks(parser, dict(counted.offsets)):
+            take(chunk)
+            counted.offsets[chunk.file] = chunk.record
+            yield chunk.file, chunk.batch
+
+
+def _with_words(batches: Iterator[SourceBatch], bar: Bar) -> Iterator[SourceBatch]:
+    yield from batches
+    bar(1, None, "computing the rows")
+
+
+class _Clock:
+    """The time that an iterator takes, without what is done with what it yields."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, batches: Iterator[SourceBatch]) -> Iterator[SourceBatch]:
+        """The same, timed."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
