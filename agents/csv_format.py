@@ -107,7 +107,7 @@ def split_records(lines: Sequence[bytes], header: Header, final: bool) -> tuple[
 def _record(lines: Sequence[bytes], k: int, header: Header, final: bool) -> Record | None:
     text = _text(lines[k])
     width = len(header.names)
-    if not text.strip():
+    if not lines[k].strip():  # of ASCII: a lone no-break space is something that somebody should see
         return Record(k, 1, None)
     if '"' not in text:
         return _of_width(k, text.split(header.delimiter), width)

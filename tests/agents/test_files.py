@@ -130,6 +130,13 @@ def test_fuzz_each_line_alone_or_in_company(kind: str, data: st.DataObject) -> N
         assert all(r.file == str(path) and r.reason and len(r.record) <= 200 for r in whole.rejections)
 
 
+@pytest.mark.parametrize("line", [b"\x1c", "\u00a0".encode(), b"\x85"])
+def test_only_ascii_makes_a_line_blank(tmp_path: Path, line: bytes) -> None:
+    found = read(write(tmp_path, "x.csv", HEADER.encode() + b" \t\r\n" + line + b"\nme,it,view,7\n"))
+    assert found.events == [("me", "it", "view", 7)]
+    assert [rejection.line for rejection in found.rejections] == [3]
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(["x", "x.csv", "x.jsonl", "x.gz", "x.parquet"]))
 def test_fuzz_any_bytes(content: bytes, name: str) -> None:
