@@ -62,6 +62,11 @@ class _Source:
         self.size += sum(_RECORD_BYTES + len(r.key or b"") + len(r.value or b"") for r in records)
         self.at = at
 
+    @property
+    def first_unwritten(self) -> int:
+        """Offset of the first record that is in no file; offsets without records, of transactions, are passed over."""
+        return self.first if self.records else max(self.first, self.at)
+
     def records_held(self, partition: int) -> Records:
         """What is held, as records up to `at`."""
         held = self.records
@@ -148,7 +153,7 @@ class ArchiveAgent:
     def standing(self) -> dict[int, Standing]:
         """By partition, once it is known."""
         return {
-            partition: Standing(of.first, max(of.log_end, of.at), of.archived, of.files)
+            partition: Standing(of.first_unwritten, max(of.log_end, of.at), of.archived, of.files)
             for partition, of in sorted(self._sources.items())
         }
 

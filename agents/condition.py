@@ -54,6 +54,13 @@ class WorkerCondition:
             found += worker.elastic.reasons()
         return [*found, *self._of_rows(now)]
 
+    def note(self) -> None:
+        """Note who has no lag just now: looks are too rare to tell since when there is one."""
+        now, positions = time.monotonic(), self._positions()
+        for place, lag in self.lags().items():
+            if lag == 0:
+                self._caught_up[place], self._moved[place] = now, (positions.get(place, 0), now)
+
     def _health(self) -> Iterator[Reason]:
         failure = self._worker.failure
         if failure is not None:
@@ -123,7 +130,11 @@ class WorkerCondition:
         worker = self._worker
         sources = {(worker.users.topic, source): of.log_time for source, of in worker.users.owned().items()}
         items = {(worker.items.topic, number): of.log_time for number, of in worker.items.owned().items()}
-        return {place: at for place, at in (sources | items).items() if at is not None}
+        found = sources | items
+        if worker.elastic is not None:
+            metadata = worker.elastic.metadata
+            found |= {(metadata.topic, number): at for number, at in metadata.log_times().items()}
+        return {place: at for place, at in found.items() if at is not None}
 
     def _of_rows(self, now: float) -> Iterator[Reason]:
         for number, of_items in self._worker.items.owned().items():

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from agents.dead_letters import DeadLetter
 from agents.elastic import elastic_options
 from agents.elastic_targets import ElasticSink, Place, Target, Targets, look, sign
+from agents.kafka_client import KafkaProblem
 from agents.log import get_logger
 from agents.logs import Log, log_differences, look_at_logs, reason_of, signature
 from agents.metadata_agent import MetadataAgent
@@ -65,10 +66,19 @@ class ElasticPublishing:
 
     async def watch_forever(self) -> None:
         """Begin with the indices as they are, and go on with whatever follows them."""
-        self._logs = await look_at_logs(self._worker.settings)
+        while not await self._look_at_logs():
+            await asyncio.sleep(LOOK_SECONDS)
         while True:
             await self._look()
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look_at_logs(self) -> bool:
+        try:
+            self._logs = await look_at_logs(self._worker.settings)
+        except KafkaProblem as error:  # whatever needs Kafka says so too
+            self.trouble = f"nothing is published before it is known which log this is: {error}"
+            return False
+        return True
 
     async def _look(self) -> None:
         try:
@@ -98,7 +108,8 @@ class ElasticPublishing:
         """What says that an index is of another log than ours. One that nobody has signed is ours, and is signed."""
         ours = signature(self._logs, kind)
         found = list(log_differences(place.name, place.log, ours))
-        signed = {**(place.log or {}), **ours}
+        known = place.log or {}
+        signed = {**known, **{name: log for name, log in ours.items() if log["id"] or name not in known}}
         if not found and signed != place.log:
             try:
                 await sign(self._client, place.name, signed)

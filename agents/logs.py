@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import IncompatibleBrokerVersion, for_code
+from aiokafka.errors import IncompatibleBrokerVersion
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.types import (
@@ -35,11 +35,11 @@ from agents.topics import INTERACTIONS, ITEMS
 from model_sync.elastic_mapping import LOG, Difference, Kind
 
 NEW_INDEX = (
-    "its documents bear offsets of that log, and would refuse those of this one: choose another index_prefix, or delete"
-    " the indices, and `cco index create` makes new ones, which workers fill"
+    "its documents bear offsets of that log, and would refuse those of this one: choose another index_prefix; or stop"
+    " the workers, remove their states and shared copies, delete the indices, and `cco index create` makes new ones,"
+    " which workers fill"
 )
 _MADE_FROM: dict[Kind, tuple[str, ...]] = {"items": (INTERACTIONS, ITEMS), "users": (INTERACTIONS,)}
-_UNKNOWN_TOPIC = 3  # Kafka's code for one that is not there
 _BYTES = 16  # of an id
 _NO_ID = bytes(_BYTES)
 
@@ -57,7 +57,7 @@ class Log:
 
 
 async def look_at_logs(settings: Settings) -> dict[str, Log]:
-    """`interactions` and `items`, by these names, as far as they are there. Raises KafkaProblem."""
+    """`interactions` and `items`, by these names, as far as they can be seen. Raises KafkaProblem."""
     topics = {settings.topic(name): name for name in (INTERACTIONS, ITEMS)}
     client = AIOKafkaClient(**client_options(settings))
     with kafka_errors(settings, "looking at topics"):
@@ -68,9 +68,7 @@ async def look_at_logs(settings: Settings) -> dict[str, Log]:
             await client.close()
         logs = {}
         for topic in found["topics"]:
-            if topic["error_code"] not in (0, _UNKNOWN_TOPIC):
-                raise for_code(topic["error_code"])(topic["topic"])
-            if topic["error_code"] == 0:
+            if topic["error_code"] == 0:  # what is not there, or not ours to see, cannot be compared
                 name, id = str(topic["topic"]), topic.get("topic_id", _NO_ID)
                 logs[topics[name]] = Log(name, str(found["cluster_id"]), _text(id), len(topic["partitions"]))
     return logs

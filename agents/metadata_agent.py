@@ -37,6 +37,7 @@ MOST_CHANGES = 500  # written together
 class _Owned:
     position: int  # up to which all indices have it
     log_end: int
+    log_time: float | None = None  # epoch seconds at which the last change that is applied was logged
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -98,6 +99,10 @@ class MetadataAgent:
         """By partition that is open, how many records of its log are not applied."""
         return {partition: max(0, owned.log_end - owned.position) for partition, owned in self._owned.items()}
 
+    def log_times(self) -> dict[int, float | None]:
+        """By partition that is open, when what was applied last was logged, epoch seconds; None: nothing was yet."""
+        return {partition: owned.log_time for partition, owned in self._owned.items()}
+
     def position(self, partition: int) -> int | None:
         """Where to read a partition; None if it is not open."""
         owned = self._owned.get(partition)
@@ -146,6 +151,8 @@ class MetadataAgent:
                 if not await self._write(partition, owned, index, written, changes, fetched):
                     return
             owned.position = fetched.end
+            if fetched.records:
+                owned.log_time = fetched.records[-1].timestamp / 1000
             self._metrics.item_changes.labels(partition).inc(len(changes))
             self._metrics.fetch_records.observe(len(fetched.records), self.topic)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from agents.elastic import elastic_options
+from agents.kafka_client import KafkaProblem
+from agents.logs import log_differences, look_at_logs, signature
 from agents.settings import Settings
 from cco.config import Config
+from model_sync.elastic_client import ElasticProblem, names
 from model_sync.elastic_swap import rebuilding
 
 if TYPE_CHECKING:
@@ -30,10 +34,24 @@ def publishing(
 
     Raises ConfigError where Elasticsearch is not set up, ElasticProblem; then nothing was published.
     """
-    with rebuilding(config, elastic_options(settings), take_over=take_over, source=source, tell=tell) as swap:
+    options = elastic_options(settings)
+    with rebuilding(config, options, take_over=take_over, source=source, tell=tell) as swap:
+        _check_log(settings, names(options).items, swap.log_of_served, needed=source != "archive")
 
         def publish(rebuilt: Rebuilt[Computed]) -> dict[str, Any]:
             offsets = {str(partition): offset for partition, offset in rebuilt.offsets.items()}
             return asdict(swap.publish(rebuilt.model.rows(), rebuilt.model.items, offsets, allow_smaller=allow_smaller))
 
         yield publish
+
+
+def _check_log(settings: Settings, alias: str, signed: Mapping[str, Any], needed: bool) -> None:
+    """Refuse to follow an index of another log: its metadata would be taken over, with the offsets of that log."""
+    try:
+        logs = asyncio.run(look_at_logs(settings))
+    except KafkaProblem:
+        if needed:
+            raise
+        return
+    for difference in log_differences(alias, signed, signature(logs, "items")):
+        raise ElasticProblem(str(difference))

@@ -34,6 +34,8 @@ def ended_by_sigterm() -> Iterator[Callable[[], None]]:
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal came
+        if came:
+            return  # it is cleaning up by now
         came = True
         interrupt = signal.getsignal(signal.SIGINT)  # where an event loop runs, it ends what the loop is at
         if callable(interrupt):

@@ -81,16 +81,16 @@ def look(config: Config, settings: Settings) -> Status:
     facts = Facts(time.time(), config.retention.source_partitions, settings.item_partitions)
     status = Status(facts.at)
     try:
-        facts.bounds = log_bounds(config, settings)
-        facts.logs = asyncio.run(look_at_logs(settings))
-    except KafkaProblem as error:
-        facts.problems.append(Reason("lambda", "", str(error), "bring Kafka back; events wait at their producers"))
-    try:
         with elastic_errors(options, "looking at the indices"), sync_client(options) as client:
             _look_at_indices(client, options, facts, status)
     except ElasticProblem as error:
         text = f"{error}; questions are not answered"
         facts.problems.append(Reason("lambda", "", text, "bring Elasticsearch back; workers go on by themselves"))
+    try:  # after the reports: what a worker had applied by then is in the log by now
+        facts.bounds = log_bounds(config, settings)
+        facts.logs = asyncio.run(look_at_logs(settings))
+    except KafkaProblem as error:
+        facts.problems.insert(0, Reason("lambda", "", str(error), "bring Kafka back; events wait at their producers"))
     return _conclude(facts, status)
 
 

@@ -295,6 +295,7 @@ class Worker:
             began = time.monotonic()
             await self.users.tick()
             await self.items.tick()
+            self.condition.note()
             await asyncio.sleep(max(0.01, TICK_SECONDS - (time.monotonic() - began)))
 
 

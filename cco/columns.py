@@ -101,7 +101,8 @@ class Packed:
         self._found[row] = -1
 
     def intern(self, vocabulary: Vocabulary, rows: Mask | None) -> npt.NDArray[np.uint32]:
-        """As `Listed.intern`."""
+        """As `Listed.intern`; after `bad`, of the same vocabulary."""
+        assert self._found.size == self.offsets.size - 1, "bad() comes first"
         found = self._found if rows is None else self._found[rows]
         new = np.flatnonzero(found < 0)
         if new.size:

@@ -118,7 +118,7 @@ class Rebuilding:
         }
         self.index = ""
         self._alias = ""
-        self._log: Mapping[str, Any] = {}
+        self.log_of_served: Mapping[str, Any] = {}  # `_meta.cco.log` of the served index; see `agents.logs`
 
     # -- the lock -----------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Rebuilding:
         found = self._patience("looking at the indices", lambda: versions(self._client, self._names))
         if not take_over:
             refuse_beside(found, "no second rebuild", "wait until it has ended, or --take-over sets it aside")
-        self._log = self._patience("looking at the index", self._log_of_served)
+        self.log_of_served = self._patience("looking at the index", self._look_at_log)
         number = 1 + max((version.number for version in found), default=0)
         self.index = f"{self._names.items}-{number:06d}"
         self._alias = own_alias(self.index)
@@ -177,17 +177,19 @@ class Rebuilding:
         self._client.indices.update_aliases(actions=actions)
         self._client.indices.delete(index=index)
 
-    def _log_of_served(self) -> Mapping[str, Any]:
+    def _look_at_log(self) -> Mapping[str, Any]:
         """What says of which log the served index is: its metadata goes into ours, with its positions in that log."""
         served = served_index(self._client, self._names.items)
         if served is None:
             return {}
         found = self._client.indices.get_mapping(index=served).body[served]["mappings"].get("_meta", {}).get("cco", {})
-        return {LOG: found[LOG]} if LOG in found else {}
+        signed: Mapping[str, Any] = found.get(LOG) or {}
+        return signed
 
     def _meta(self) -> dict[str, Any]:
         ours = mapping("items", self._config)["_meta"]["cco"]
-        return {"cco": {**ours, **self._log, "rebuild": dict(self._rebuild)}}
+        log = {LOG: self.log_of_served} if self.log_of_served else {}
+        return {"cco": {**ours, **log, "rebuild": dict(self._rebuild)}}
 
     def _say(self, **values: Any) -> None:
         """Write what `_meta` says of the rebuild."""

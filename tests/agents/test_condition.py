@@ -63,6 +63,14 @@ def test_one_that_falls_behind_such_a_log_is(world: World) -> None:
     assert modes == ["kappa"] * 4 + ["catching_up"] * 6
 
 
+def test_a_moments_lag_between_looks_that_are_far_apart_is_none(world: World) -> None:
+    for k in range(1, 10):
+        assert world.look(0.2, 100 * k, 100 * k + 1, ago=0.1) == "kappa" or k == 1
+        world.end = world.source.position
+        world.clock += 4.9
+        world.condition.note()
+
+
 @pytest.mark.parametrize("ago", [1.0, -3_600.0])
 def test_one_that_stands_still_is_behind_whatever_the_clocks_say(world: World, ago: float) -> None:
     assert world.look(5, 100, 100, ago) == "kappa"

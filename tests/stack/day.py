@@ -48,7 +48,7 @@ EVENTS_OF_A_USER, LEAST_USERS, LEAST_ITEMS = 50, 200, 80
 PATIENCE = 900.0  # seconds that a step may take
 CHANGES_SECONDS = 0.5  # between two changes of items
 QUIET = 100  # questions before anything happens
-SESSION = "3s"
+SESSION = "10s"
 
 Say = Callable[[str], None]
 

@@ -82,6 +82,8 @@ def test_topics_that_are_made_anew(make_stack: MakeStack, capsys: pytest.Capture
     for index in ("items", "users"):
         assert f"{stack.prefix}{index}-000001 is of another log" in readiness
     wait_for(lambda: worker.metric("cco_rows_counted_total") > 50, "the worker to learn all the same")
+    assert main(["rebuild", "--log", "--publish", "--config", str(stack.config_file)]) != 0
+    assert "_meta.cco.log.interactions" in capsys.readouterr().err
     assert documents(stack) == before
 
     stack.delete_index()

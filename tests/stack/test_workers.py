@@ -116,7 +116,10 @@ def test_an_owner_goes_on_after_the_brokers_clock_went_back(make_stack: MakeStac
             document = {**identity(item), "rows": {"purchase": [{"item-7": 1.0}]}, "owner": owner}
             client.index(index=stack.names.items, id=item, document=document)
     worker = stack.worker("alone")
-    wait_for(lambda: "another worker" in worker.get("/readyz")[1], "the worker to find the later claim")
+    wait_for(
+        lambda: any("another worker has claimed" in told["message"] for told in worker.messages()),
+        "the worker to find the later claim",
+    )
     with stack.client() as client:  # what no owner writes stays: it is none of any log
         client.delete(index=stack.names.items, id=items[-1])
     stack.check_all()
