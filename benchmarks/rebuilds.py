@@ -31,7 +31,7 @@ SHIFT = 50.0
 LOOK_EVERY = 0.25  # seconds
 WARM_UP = 20_000  # events
 SLOW_RUNS = 2  # where one takes minutes
-SECONDS, MEMORY = 60.0, 6_000.0  # issue 6: 50 M interactions, two cores
+SECONDS, MEMORY = 60.0, 6_000.0  # at most, for 50 M interactions on two cores
 
 DEMO_TOML = """primary = "purchase"
 [indicators.purchase]
