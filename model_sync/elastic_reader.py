@@ -26,7 +26,8 @@ class AsyncElasticReader:
     """Searches the items and looks up users. Raises ElasticProblem where Elasticsearch cannot answer."""
 
     def __init__(self, client: AsyncElasticsearch, names: IndexNames, config: Config) -> None:
-        self._client, self._names, self._config = client, names, config
+        # a connection that was closed just when it was to be used again: reading may be repeated
+        self._client, self._names, self._config = client.options(max_retries=1), names, config
         self._path = f"/{quote(names.items, safe='')}/_search"
 
     async def search(self, query: Query) -> list[Hit]:
