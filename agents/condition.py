@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,10 @@ class WorkerCondition:
 
     def note(self) -> None:
         """Note who has no lag just now: looks are too rare to tell since when there is one."""
-        now, positions = time.monotonic(), self._positions()
-        for place, lag in self.lags().items():
+        self._note(time.monotonic(), self.lags(), self._positions())
+
+    def _note(self, now: float, lags: Mapping[tuple[str, int], int], positions: Mapping[tuple[str, int], int]) -> None:
+        for place, lag in lags.items():
             if lag == 0:
                 self._caught_up[place], self._moved[place] = now, (positions.get(place, 0), now)
 
@@ -99,13 +101,12 @@ class WorkerCondition:
         return f"{topic.removeprefix(self._worker.settings.topic_prefix)}-{partition}"
 
     def _of_lags(self, now: float) -> Iterator[Reason]:
-        positions, logged, clock = self._positions(), self._log_times(), time.time()
-        for (topic, partition), lag in self.lags().items():
+        lags, positions, logged, clock = self.lags(), self._positions(), self._log_times(), time.time()
+        self._note(now, lags, positions)
+        for (topic, partition), lag in lags.items():
             place = (topic, partition)
             position = positions.get(place, 0)
-            if lag == 0:
-                self._caught_up[place] = now
-            if lag == 0 or self._moved.get(place, (-1, now))[0] != position:
+            if self._moved.get(place, (-1, now))[0] != position:
                 self._moved[place] = (position, now)
             # Since when it was last seen without a lag; but where events never cease, that may be never: what it
             # applies says better how far it is behind, as long as it applies something.

@@ -65,6 +65,12 @@ def print_json(value: Mapping[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=not unicode, allow_nan=False))
 
 
+def print_figures(figures: Mapping[str, str]) -> None:
+    """A line for each, on stdout: what it is, and the figure."""
+    for label, text in figures.items():
+        print(f"{label:<22}{text}")
+
+
 class Bar(Protocol):
     """What a long piece of work reports to: how much of the total is done, and a few words about it."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agents.cli.common import EventFiles, JsonFlag, print_json, progress
+from agents.cli.common import EventFiles, JsonFlag, print_figures, print_json, progress
 from agents.cli.config import Brokers, SettingsFile, TopicPrefix
 from agents.cli.inputs import Intake, check_outputs
 from agents.cli.models import DeadLetters
@@ -77,13 +76,13 @@ def _show(report: dict[str, Any], brokers: Sequence[str], json: bool) -> None:
     if json:
         print_json(report)
         return
-    figures = {
-        "events sent": f"{report['events']:,}",
-        "records rejected": f"{report['rejected']:,}",
-        "item changes sent": f"{report['item_changes']:,}",
-        "to": f"{', '.join(brokers)}, {len(report['offsets'])} partition(s)",
-        "events a second": f"{report['events_per_second']:,}",
-        "time": f"{report['seconds']:,.3f} s",
-    }
-    for label, text in figures.items():
-        print(f"{label:<22}{text}", file=sys.stdout)
+    print_figures(
+        {
+            "events sent": f"{report['events']:,}",
+            "records rejected": f"{report['rejected']:,}",
+            "item changes sent": f"{report['item_changes']:,}",
+            "to": f"{', '.join(brokers)}, {len(report['offsets'])} partition(s)",
+            "events a second": f"{report['events_per_second']:,}",
+            "time": f"{report['seconds']:,.3f} s",
+        }
+    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agents.cli.common import JsonFlag, UsageProblem, print_json, progress
+from agents.cli.common import JsonFlag, UsageProblem, print_figures, print_json, progress
 from agents.cli.config import Brokers, SettingsFile, TopicPrefix
 from agents.cli.inputs import Intake, check_outputs
 from agents.cli.models import DeadLetters
@@ -114,12 +113,12 @@ def _show(done: Produced, rejected: int, seconds: float, settings: Settings, jso
     if json:
         print_json(report)
         return
-    figures = {
-        "item changes sent": f"{report['item_changes']:,}",
-        "records rejected": f"{rejected:,}",
-        "to": f"{', '.join(settings.broker_list)}, topic {settings.topic('items')}",
-        "changes a second": f"{report['changes_per_second']:,}",
-        "time": f"{seconds:,.3f} s",
-    }
-    for label, text in figures.items():
-        print(f"{label:<22}{text}", file=sys.stdout)
+    print_figures(
+        {
+            "item changes sent": f"{report['item_changes']:,}",
+            "records rejected": f"{rejected:,}",
+            "to": f"{', '.join(settings.broker_list)}, topic {settings.topic('items')}",
+            "changes a second": f"{report['changes_per_second']:,}",
+            "time": f"{seconds:,.3f} s",
+        }
+    )

@@ -50,14 +50,19 @@ def archive(tmp_path: Path) -> Archive:
     return Archive(str(tmp_path / "archive"))
 
 
-@pytest.fixture
-def config_file(tmp_path: Path, settings: Settings) -> Path:
-    file = tmp_path / "cco.toml"
+def write_config(folder: Path, settings: Settings) -> Path:
+    """A configuration file for `cco archive`, which logs JSON lines."""
+    file = folder / "cco.toml"
     file.write_text(
         f'{TOML}\n[kafka]\nbrokers = "{settings.brokers}"\ntopic_prefix = "{settings.topic_prefix}"\n'
         '[worker]\nlog_format = "json"\n'
     )
     return file
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, settings: Settings) -> Path:
+    return write_config(tmp_path, settings)
 
 
 def archived(config: Config, settings: Settings, archive: Archive) -> Archived:

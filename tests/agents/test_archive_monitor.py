@@ -23,6 +23,7 @@ from agents.cli.main import main
 from agents.settings import Settings
 from agents.topics import create_topics
 from cco.config import parse_config
+from tests.agents.test_archive_agent import write_config
 from tests.agents.test_kafka_log import SOURCES, TOML, story, write
 from tests.kafka.world import ROOT, wait_for
 from tests.servers.kafka import KafkaServer
@@ -37,12 +38,7 @@ def settings(kafka: KafkaServer, topic_prefix: str) -> Settings:
 
 @pytest.fixture
 def config_file(tmp_path: Path, settings: Settings) -> Path:
-    file = tmp_path / "cco.toml"
-    file.write_text(
-        f'{TOML}\n[kafka]\nbrokers = "{settings.brokers}"\ntopic_prefix = "{settings.topic_prefix}"\n'
-        '[worker]\nlog_format = "json"\n'
-    )
-    return file
+    return write_config(tmp_path, settings)
 
 
 @contextmanager

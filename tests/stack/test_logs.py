@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.admin import NewPartitions
 
 from agents import status
 from agents.cli.main import main
-from agents.kafka_client import client_options
 from agents.topics import create_topics, describe_topics
+from tests.agents.test_logs import administer
 from tests.kafka.events import generated
 from tests.kafka.world import WorkerProcess, wait_for
 from tests.stack.conftest import MakeStack
@@ -23,22 +23,10 @@ from tests.stack.stack import Stack, changes_of
 ITEMS = [f"item-{k}" for k in range(40)]
 
 
-def administer(stack: Stack, what: Any) -> None:
-    async def run() -> None:
-        admin = AIOKafkaAdminClient(**client_options(stack.settings))
-        await admin.start()
-        try:
-            await what(admin)
-        finally:
-            await admin.close()
-
-    asyncio.run(run())
-
-
 def make_topics_anew(stack: Stack) -> None:
     """Another log under the same names: its offsets begin at 0 again."""
     names = [topic.name for topic in asyncio.run(describe_topics(stack.config, stack.settings))]
-    administer(stack, lambda admin: admin.delete_topics(names))
+    administer(stack.settings, lambda admin: admin.delete_topics(names))
     wait_for(lambda: not asyncio.run(describe_topics(stack.config, stack.settings)), "the topics to go")
     asyncio.run(create_topics(stack.config, stack.settings))
 
@@ -103,7 +91,7 @@ def test_more_partitions_of_items(make_stack: MakeStack, capsys: pytest.CaptureF
     stack.check_all()
     assert worker.stop() == 0
     topic = stack.settings.topic("items")
-    administer(stack, lambda admin: admin.create_partitions({topic: NewPartitions(3)}))
+    administer(stack.settings, lambda admin: admin.create_partitions({topic: NewPartitions(3)}))
     worker.start()
     readiness = told(stack, worker, capsys)
     assert f"{stack.prefix}items-000001" in readiness and f"{stack.prefix}users-000001" not in readiness
