@@ -58,19 +58,24 @@ class Log:
 
 async def look_at_logs(settings: Settings) -> dict[str, Log]:
     """`interactions` and `items`, by these names, as far as they can be seen. Raises KafkaProblem."""
-    topics = {settings.topic(name): name for name in (INTERACTIONS, ITEMS)}
     client = AIOKafkaClient(**client_options(settings))
     with kafka_errors(settings, "looking at topics"):
         try:
             await client.bootstrap()
-            found = await _metadata(client, list(topics))
+            found = await look_at(client, [settings.topic(name) for name in (INTERACTIONS, ITEMS)])
         finally:
             await client.close()
-        logs = {}
-        for topic in found["topics"]:
-            if topic["error_code"] == 0:  # what is not there, or not ours to see, cannot be compared
-                name, id = str(topic["topic"]), topic.get("topic_id", _NO_ID)
-                logs[topics[name]] = Log(name, str(found["cluster_id"]), _text(id), len(topic["partitions"]))
+    return {name: found[settings.topic(name)] for name in (INTERACTIONS, ITEMS) if settings.topic(name) in found}
+
+
+async def look_at(client: AIOKafkaClient, topics: Sequence[str]) -> dict[str, Log]:
+    """Those of `topics`, by their names on the broker, that are there and ours to see. Raises aiokafka's KafkaError."""
+    found = await _metadata(client, topics)
+    logs = {}
+    for topic in found["topics"]:
+        if topic["error_code"] == 0:
+            name, id = str(topic["topic"]), topic.get("topic_id", _NO_ID)
+            logs[name] = Log(name, str(found["cluster_id"]), _text(id), len(topic["partitions"]))
     return logs
 
 

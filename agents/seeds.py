@@ -14,9 +14,8 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.admin import AIOKafkaAdminClient
-
-from agents.kafka_client import KafkaProblem, client_options, kafka_errors
+from agents.kafka_client import KafkaProblem
+from agents.logs import Log, look_at_logs
 from agents.settings import Settings
 from agents.shared_copy import SharedCopy
 from agents.state_directory import meta_of
@@ -99,10 +98,11 @@ def write_seeds(rebuilt: Rebuilt[Model]) -> dict[str, Any]:
     used, KafkaProblem.
     """
     config, settings, offsets = rebuilt.config, rebuilt.settings, rebuilt.offsets
-    cluster, partitions = asyncio.run(_look(config, settings))
+    log_now, partitions = asyncio.run(_look(config, settings))
     logs = {}
     for source, offset in sorted(offsets.items()):
-        log = SourceLog(settings.topic(INTERACTIONS), source, config.retention.source_partitions, cluster)
+        sources = config.retention.source_partitions
+        log = SourceLog(log_now.topic, source, sources, log_now.cluster, log_now.id)
         _check(log, offset, partitions.get(source))
         if offset > 0:  # else a worker begins at the beginning by itself
             logs[source] = log
@@ -127,25 +127,19 @@ def _place(settings: Settings, source: int) -> SharedCopy:
     return SharedCopy(settings.share, f"{INTERACTIONS}-{source}")
 
 
-async def _look(config: Config, settings: Settings) -> tuple[str, dict[int, PartitionFound]]:
-    """Kafka's id of the cluster, and the partitions of interactions."""
-    with kafka_errors(settings, "looking at the log"):
-        admin = AIOKafkaAdminClient(**client_options(settings))
-        try:
-            await admin.start()
-            cluster = str((await admin.describe_cluster())["cluster_id"])
-        finally:
-            await admin.close()
+async def _look(config: Config, settings: Settings) -> tuple[Log, dict[int, PartitionFound]]:
+    """The topic of interactions and its partitions."""
+    log = (await look_at_logs(settings)).get(INTERACTIONS)
     name, sources = settings.topic(INTERACTIONS), config.retention.source_partitions
     topics = [topic for topic in await describe_topics(config, settings) if topic.name == name]
-    if not topics:
+    if not topics or log is None:
         raise KafkaProblem(f"the topic {name} is missing: `cco topics create` makes it")
     if len(topics[0].partitions) != sources:
         raise KafkaProblem(
             f"the topic {name} has {len(topics[0].partitions)} partitions, and the configuration says"
             f" retention.source_partitions = {sources}: correct it, or name another topic_prefix"
         )
-    return cluster, {found.partition: found for found in topics[0].partitions}
+    return log, {found.partition: found for found in topics[0].partitions}
 
 
 def _check(log: SourceLog, offset: int, found: PartitionFound | None) -> None:

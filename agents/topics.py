@@ -314,7 +314,7 @@ def state_problem(
     """Why a state cannot go on with a partition of `interactions`, in a sentence with what to do; None if it can.
 
     `where` the state is. `stored`: what was committed with it: `topic`, `partition`, `partitions` (of the topic),
-    `cluster` (Kafka's id), `offset` (the next to read); None if nothing was. `ours`: the same as
+    `cluster` and `topic_id` (Kafka's ids), `offset` (the next to read); None if nothing was. `ours`: the same as
     it is now, without the offset. The log has the offsets `begin` to `end` - 1.
     """
     if stored is not None:
@@ -323,6 +323,12 @@ def state_problem(
         for key, problem in _CHANGED.items():
             if stored.get(key) != ours[key]:
                 return f"{where}: {problem.format(stored=stored.get(key), ours=ours[key])}"
+        if stored.get("topic_id") and ours["topic_id"] and stored["topic_id"] != ours["topic_id"]:
+            return (
+                f"{where}: the state is of another topic {ours['topic']} (id {stored['topic_id']}, now"
+                f" {ours['topic_id']}): it was made anew; if the events are in it from the start, remove the state and"
+                " its shared copy, so that they are read again"
+            )
     log = f"{ours['topic']}-{ours['partition']}"
     anew = "choose another topic_prefix, create the topics and ingest the events again"
     if stored is None:

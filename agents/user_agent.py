@@ -14,10 +14,12 @@ from functools import partial
 from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
 from agents.checkpoint import Checkpointer
 from agents.item_partition import EVENT_TIME
 from agents.log import get_logger
+from agents.logs import look_at
 from agents.metrics import Metrics
 from agents.sending import Unacknowledged
 from agents.settings import Settings
@@ -61,13 +63,12 @@ class UserAgent:
         metrics: Metrics,
         producer: AIOKafkaProducer,
         compute: Executor,
-        cluster: str,
         failed: Callable[[BaseException], None],
         log_begin: Callable[[int], Awaitable[int]],
     ) -> None:
         self._config, self._settings, self._metrics = config, settings, metrics
         self._log_begin = log_begin
-        self._producer, self._compute, self._cluster, self._failed = producer, compute, cluster, failed
+        self._producer, self._compute, self._failed = producer, compute, failed
         self._owned: dict[int, _Owned] = {}
         self._wake = asyncio.Event()  # users have changed
         self.problems: dict[int, str] = {}  # by source: why it is not served
@@ -96,13 +97,10 @@ class UserAgent:
 
         Answers where to read on; None if it cannot be served, and then `problems` says why.
         """
-        sources = self._config.retention.source_partitions
-        place = SourceLog(self.topic, source, sources, self._cluster)
-        partition = UserPartition(self._config, place, self._settings.item_partitions)
-        partition.tell_all_at = end
         loop = asyncio.get_running_loop()
         log = get_logger(topic=self.topic, partition=source)
         try:
+            place = await self._look_at_log(source)
             store, origin, notes = await loop.run_in_executor(None, self._open_store, source)
             for note in notes:
                 if note not in self._noted.get(source, ()):
@@ -112,6 +110,8 @@ class UserAgent:
             if problem is not None:
                 store.close()
                 raise StateError(problem)
+            partition = UserPartition(self._config, place, self._settings.item_partitions)
+            partition.tell_all_at = end
             # nobody else knows the partition yet, and the compute thread may still be loading kernels
             await loop.run_in_executor(None, self._take_up, partition, store)
         except StateError as error:
@@ -129,6 +129,16 @@ class UserAgent:
         async with self._owned[source].turn:
             await self._send(self._owned[source], Told(partition.marks()), None)
         return partition.position
+
+    async def _look_at_log(self, source: int) -> SourceLog:
+        """What a state must be of. Raises StateError while Kafka does not say."""
+        try:
+            found = (await look_at(self._producer.client, [self.topic])).get(self.topic)
+        except KafkaError as error:
+            raise StateError(f"{self.topic}: Kafka does not say which topic it is: {error!r}") from error
+        if found is None:
+            raise StateError(f"{self.topic}: there is no such topic, or it is not ours to see: `cco topics check`")
+        return SourceLog(self.topic, source, self._config.retention.source_partitions, found.cluster, found.id)
 
     def _share(self, source: int) -> SharedCopy | None:
         return None if self._settings.share is None else SharedCopy(self._settings.share, f"interactions-{source}")

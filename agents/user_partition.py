@@ -44,6 +44,7 @@ class SourceLog:
     partition: int
     partitions: int  # of the topic
     cluster: str  # Kafka's id of it
+    topic_id: str | None = None  # Kafka's; None where the broker tells none
 
     def at(self, offset: int) -> dict[str, Any]:
         """The input of a commit that stands for all records before `offset`."""

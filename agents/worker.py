@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, cast
 import faust
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from faust.types import TP
 from prometheus_client import CollectorRegistry
 from yarl import URL
@@ -85,8 +84,7 @@ class Worker:
         self.elastic = self._make_elastic()
         self.sink = self._make_sink()
         self.users = UserAgent(
-            self.config, self.settings, self.metrics, self.producer, self._compute, await self._cluster(), self.fail,
-            self._log_begin,
+            self.config, self.settings, self.metrics, self.producer, self._compute, self.fail, self._log_begin,
         )  # fmt: skip
         self.items = ItemAgent(
             self.config, self.settings, self.metrics, self.producer, self._compute,
@@ -124,15 +122,6 @@ class Worker:
             return TopicSink(self.config, self.producer, self.settings.topic("patches"))
         path = self.settings.patches_file
         return NoSink() if path is None else FileSink(self.config, path)
-
-    async def _cluster(self) -> str:
-        admin = AIOKafkaAdminClient(**client_options(self.settings))
-        await admin.start()
-        try:
-            found: dict[str, Any] = await admin.describe_cluster()
-            return str(found["cluster_id"])
-        finally:
-            await admin.close()
 
     async def stop(self) -> None:
         """Commit what is acknowledged and let go of everything; the process then ends within STOP_SECONDS."""

@@ -195,6 +195,32 @@ def apply_edits(
 
 
 @kernel
+def take_counts(known: Any, indicators: Any, items: Any, counts: Any) -> None:
+    """Column counts of a source: `known` (indicators, items) becomes what it says."""
+    for k in range(items.size):
+        known[indicators[k], items[k]] = counts[k]
+
+
+@kernel
+def take_priors(
+    state: Any, partitions: Any, own: Any, fields: Any, known: Any, priors: Any, items: Any, values: Any
+) -> Any:
+    """A source's parts of priors: `known` (priors, items) becomes what it says; returns whether that is any news.
+
+    Own items of which it is are due in `fields`.
+    """
+    changed = False
+    for k in range(items.size):
+        item = np.int64(items[k])
+        if known[priors[k], item] != values[k]:
+            known[priors[k], item] = values[k]
+            changed = True
+            if partitions[item] == own:
+                make_due(state, item, fields, 0)
+    return changed
+
+
+@kernel
 def spread_touches(state: Any, partitions: Any, own: Any) -> None:
     """The rows of every item that a touched user has are due in the fields that changed.
 

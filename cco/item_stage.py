@@ -28,6 +28,8 @@ from cco.item_machine import (
     make_due,
     make_state,
     spread_touches,
+    take_counts,
+    take_priors,
     with_ids,
 )
 from cco.row_counter import EMPTY_FIELD, UNKNOWN_FIELD, MapLike, RowCounter, prior_fields
@@ -146,20 +148,16 @@ class ItemStage:
         changed = bool(self._source_members[source] != edits.members)
         self._source_members[source] = edits.members
         if edits.count.size:
-            self._source_counts[source, edits.count_indicator, edits.count_item] = edits.count
+            take_counts(self._source_counts[source], edits.count_indicator, edits.count_item, edits.count)
             changed = True
-        other = edits.prior_value != self._source_priors[source, edits.prior, edits.prior_item]
-        if other.any():
-            self._source_priors[source, edits.prior, edits.prior_item] = edits.prior_value
-            own = edits.prior_item[other]
-            if self._item_partitions > 1:
-                own = own[self._items.partitions(self._item_partitions)[own] == self._partition]
-            _make_all_due(state, own, self._priors_bit)
-            changed = True
+        changed |= take_priors(
+            state, self._items.partitions(self._item_partitions), self._partition, self._priors_bit,
+            self._source_priors[source], edits.prior, edits.prior_item, edits.prior_value,
+        )  # fmt: skip
         new = state.due_items[due_before : int(state.registers[DUE_ITEMS])]
         born = new[np.isinf(self._counted_at[new])]
         self._counted_at[born] = self._now
-        return changed
+        return bool(changed)
 
     # -- rows ---------------------------------------------------------------------------------------
 

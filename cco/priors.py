@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from cco.config import Config
 from llr.jit import inlined, kernel
+from llr.prefetch import prefetch
 
+_AHEAD = 8  # items for which memory is asked before they are looked at
 BUCKETS = 12  # halves and thirds of a duration are whole numbers of them
 _SHAPES = {
     "trending": [1] * 6 + [-1] * 6,  # the newer half minus the older
@@ -75,14 +77,20 @@ def open_buckets(rings: Any, of_widths: Any, before: Any, watermark: Any) -> Any
 
 @kernel
 def take_values(
-    rings: Any, of_widths: Any, of_shapes: Any, watermark: Any, counts: Any, items: Any, found: Any
-) -> None:
-    """Fill `found` (items * priors, 3) with prior, item and value, item by item.
+    rings: Any, of_widths: Any, of_shapes: Any, watermark: Any, counts: Any, items: Any,
+    of_prior: Any, of_item: Any, values: Any,
+) -> None:  # fmt: skip
+    """Fill the three last, (items * priors,) each, with prior, item and value, item by item.
 
     `counts` (items,) are those of all time.
     """
-    n = 0
+    n, flat, width = 0, rings.reshape(-1), np.uint64(rings.shape[1])
     for k in range(items.size):
+        ahead = np.uint64(items[min(k + _AHEAD, items.size - 1)])
+        for of_ring in range(np.uint64(rings.shape[0])):
+            begin = (of_ring * width + ahead) * np.uint64(BUCKETS)
+            prefetch(flat, begin)
+            prefetch(flat, begin + np.uint64(BUCKETS - 1))
         item, ring = np.int64(items[k]), 0
         for p in range(of_widths.size):
             value = np.int64(counts[item])
@@ -92,7 +100,7 @@ def take_values(
                     value += np.int64(of_shapes[p, age]) * rings[ring, item, slot]
                     slot = slot - 1 if slot > 0 else BUCKETS - 1
                 ring += 1
-            found[n, 0], found[n, 1], found[n, 2] = p, item, value
+            of_prior[n], of_item[n], values[n] = np.uint8(p), np.uint32(item), np.int32(value)
             n += 1
 
 

@@ -46,17 +46,17 @@ def _touch(state: Any, kind: Any, item: Any) -> None:
     if state.marks[kind, item] == 0:
         state.marks[kind, item] = 1
         at = state.registers[TOUCHED]
-        state.touched[at, 0] = np.uint32(kind)
-        state.touched[at, 1] = np.uint32(item)
+        state.touched[0, at] = np.uint32(kind)
+        state.touched[1, at] = np.uint32(item)
         state.registers[TOUCHED] = at + 1
 
 
 @inlined
 def _emit(state: Any, op: Any, user: Any, kind: Any, item: Any, partition: Any) -> None:
     at = state.registers[EDITS]
-    state.edits[at, 0] = np.uint32(op | (kind << 8) | (partition << 16))
-    state.edits[at, 1] = np.uint32(user)
-    state.edits[at, 2] = np.uint32(item)
+    state.edits[0, at] = np.uint32(op | (kind << 8) | (partition << 16))
+    state.edits[1, at] = np.uint32(user)
+    state.edits[2, at] = np.uint32(item)
     state.registers[EDITS] = at + 1
 
 
@@ -283,9 +283,9 @@ def _advance(state: Any, rule: Any, time: Any) -> None:
 @inlined
 def _full(state: Any, rule: Any) -> Any:
     """Which buffer might be too small for one more step, or DONE."""
-    if state.registers[EDITS] + rule.edits_a_step > state.edits.shape[0]:
+    if state.registers[EDITS] + rule.edits_a_step > state.edits.shape[1]:
         return EDITS_FULL
-    if state.registers[TOUCHED] + rule.touched_a_step > state.touched.shape[0]:
+    if state.registers[TOUCHED] + rule.touched_a_step > state.touched.shape[1]:
         return EDITS_FULL
     if state.registers[SAVED] + rule.words_a_user > state.saved.size:
         return SAVED_FULL
@@ -401,7 +401,7 @@ def tell_counts(state: Any, rule: Any, names: Any, begin: Any, end: Any, only: A
     """Touch every column count above zero, and all of the items of partition `only`; the next item when full."""
     kinds = state.counts.shape[0]
     for item in range(begin, end):
-        if state.registers[TOUCHED] + kinds > state.touched.shape[0]:
+        if state.registers[TOUCHED] + kinds > state.touched.shape[1]:
             return item
         own = np.int64(names.item_partitions[item]) == only
         for t in range(kinds):

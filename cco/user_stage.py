@@ -43,6 +43,7 @@ from cco.user_state import (
 )
 from cco.vocabulary import Vocabulary
 
+Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint32]
 Indices = npt.NDArray[np.int64]
 
@@ -177,40 +178,42 @@ class UserStage:
         `only` is for filling one item partition: the list has the message to it alone.
         """
         state = self._state
-        edits = state.edits[: int(state.registers[EDITS])].copy()
-        touched = state.touched[: int(state.registers[TOUCHED])].copy()
-        state.marks[touched[:, 0], touched[:, 1]] = 0
+        what, users, items = state.edits[:, : int(state.registers[EDITS])].copy()
+        touched, names = state.touched[:, : int(state.registers[TOUCHED])].copy()
+        state.marks[touched, names] = 0
         state.registers[EDITS] = state.registers[TOUCHED] = 0
         kinds = self._rule.caps.size
-        counted = touched[touched[:, 0] < kinds]
-        priors = self._touched_priors(touched[touched[:, 0] == kinds, 1], to_all=only is None)
+        counted = touched < kinds
+        indicators, counted_items = touched[counted], names[counted]
+        counts = state.counts[indicators, counted_items]
+        priors = self._touched_priors(names[~counted], to_all=only is None)
         partitions, messages = int(self._rule.partitions), []
-        of_partition = edits[:, 0] >> np.uint32(16)
-        of_prior = self._items.partitions(partitions)[priors[:, 1]]
+        of_partition = what >> np.uint32(16)
+        of_prior = self._items.partitions(partitions)[priors[1]]
         for p in range(partitions) if only is None else (only,):
-            mine = edits if partitions == 1 else edits[of_partition == p]
-            own = priors if partitions == 1 else priors[of_prior == p]
+            mine = slice(None) if partitions == 1 else of_partition == p
+            own = slice(None) if partitions == 1 else of_prior == p
             messages.append(
                 Edits(
                     self._source,
                     self.applied,
-                    mine[:, 0].astype(np.uint8),
-                    (mine[:, 0] >> np.uint32(8)).astype(np.uint8),
-                    mine[:, 1],
-                    mine[:, 2],
+                    what[mine].astype(np.uint8),
+                    (what[mine] >> np.uint32(8)).astype(np.uint8),
+                    users[mine],
+                    items[mine],
                     self.members,
-                    counted[:, 0].astype(np.uint8),
-                    counted[:, 1],
-                    state.counts[counted[:, 0], counted[:, 1]],
-                    own[:, 0].astype(np.uint8),
-                    own[:, 1].astype(np.uint32),
-                    own[:, 2].astype(np.int32),
+                    indicators.astype(np.uint8),
+                    counted_items,
+                    counts,
+                    priors[0][own],
+                    priors[1][own],
+                    priors[2][own],
                 )
             )
         return messages
 
-    def _touched_priors(self, items: Words, to_all: bool) -> npt.NDArray[np.int64]:
-        """(n, 3): prior, item and this source's part of its value (negative ones too).
+    def _touched_priors(self, items: Words, to_all: bool) -> tuple[Bytes, Words, npt.NDArray[np.int32]]:
+        """(n,) each: prior, item and this source's part of its value (negative ones too).
 
         Those of `items`, and of all that age when a bucket has passed: also where the value is what it was,
         since an item stage may have been told another one by a run that crashed. An item stops aging when it
@@ -222,8 +225,9 @@ class UserStage:
         if moved:
             state.registers[PRIORS_MOVED] = 0
             items = np.flatnonzero(self._aging[: len(self._items)]).astype(np.uint32)
-        found = np.empty((items.size * len(self._shapes), 3), np.int64)
-        take_values(state.rings, self._rule.widths, self._shapes, self.watermark, state.counts[0], items, found)
+        n = items.size * len(self._shapes)
+        found = np.empty(n, np.uint8), np.empty(n, np.uint32), np.empty(n, np.int32)
+        take_values(state.rings, self._rule.widths, self._shapes, self.watermark, state.counts[0], items, *found)
         if moved and to_all:
             drop_silent(state.rings, items, self._aging)
         return found

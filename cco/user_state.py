@@ -15,7 +15,7 @@ from llr.jit import kernel
 
 MEMBER, DIRTY, TO_SAVE, UNTOLD = 1, 2, 4, 8  # in U, changed since the last cut, owed to the present cut, see `untold`
 WATERMARK, APPLIED, MEMBERS, EDITS, TOUCHED, SAVED, PRIORS_MOVED, SAVE_CURSOR = range(8)  # registers
-EDIT_ROWS = 1 << 16
+STEPS = 1 << 16  # of a micro-batch that fit into the buffers if each makes an edit
 
 
 class UserState(NamedTuple):
@@ -27,8 +27,8 @@ class UserState(NamedTuple):
     marks: npt.NDArray[np.uint8]  # (indicators + 1, items): is in `touched`
     expiry: expiry.Expiry
     rings: priors.Rings  # interactions of members by bucket of time
-    edits: npt.NDArray[np.uint32]  # (rows, 3): op | indicator << 8 | partition << 16, user, item
-    touched: npt.NDArray[np.uint32]  # (rows, 2): indicator (or their number, for priors), item
+    edits: npt.NDArray[np.uint32]  # (3, rows): op | indicator << 8 | partition << 16, user, item
+    touched: npt.NDArray[np.uint32]  # (2, rows): indicator (or their number, for priors), item
     saved: npt.NDArray[np.uint32]  # words of packed users
     registers: npt.NDArray[np.int64]  # (8,)
 
@@ -89,7 +89,6 @@ def make_rule(config: Config, item_partitions: int) -> Rule:
 def make_state(rule: Rule) -> UserState:
     """Nothing known yet."""
     kinds = rule.caps.size
-    rows = max(EDIT_ROWS, 2 * int(rule.edits_a_step))
     return UserState(
         lists.empty(0, max(1 << 12, int(rule.arena_a_step)), extras=True),
         np.zeros(0, np.uint8),
@@ -97,9 +96,9 @@ def make_state(rule: Rule) -> UserState:
         np.zeros((kinds + 1, 0), np.uint8),
         expiry.empty(0),
         priors.no_rings(rule.widths),
-        np.empty((rows, 3), np.uint32),
-        np.empty((max(EDIT_ROWS, 2 * int(rule.touched_a_step)), 2), np.uint32),
-        np.empty(max(EDIT_ROWS, 2 * int(rule.words_a_user)), np.uint32),
+        np.empty((3, STEPS + 2 * int(rule.edits_a_step)), np.uint32),
+        np.empty((2, 2 * STEPS + 2 * int(rule.touched_a_step)), np.uint32),
+        np.empty(max(STEPS, 2 * int(rule.words_a_user)), np.uint32),
         np.zeros(8, np.int64),
     )
 

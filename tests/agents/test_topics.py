@@ -187,7 +187,7 @@ def test_a_longer_limit_is_no_problem(settings: Settings) -> None:
     assert len(list(topic_problems(spec, replace(found, partitions=found.partitions[:1])))) == 1
 
 
-OURS = {"topic": "interactions", "partition": 1, "partitions": 3, "cluster": "abc"}
+OURS = {"topic": "interactions", "partition": 1, "partitions": 3, "cluster": "abc", "topic_id": "one"}
 
 
 @pytest.mark.parametrize(
@@ -203,6 +203,8 @@ OURS = {"topic": "interactions", "partition": 1, "partitions": 3, "cluster": "ab
         ({"cluster": "xyz"}, 0, 10, "is of another Kafka cluster (xyz, now abc)"),
         ({"topic": "other"}, 0, 10, "is of the topic other, not of interactions: set topic_prefix"),
         ({"partition": 2}, 0, 10, "is of partition 2, not 1"),
+        ({"topic_id": "two"}, 0, 10, "is of another topic interactions (id two, now one): it was made anew"),
+        ({"topic_id": None}, 0, 10, None),
     ],
 )
 def test_a_state_that_does_not_fit_its_log(changed: dict[str, Any], begin: int, end: int, says: str | None) -> None:

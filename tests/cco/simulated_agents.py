@@ -89,8 +89,8 @@ def with_small_buffers(stage: UserStage, rows: int) -> UserStage:
     """The stage yields what it has to say after every `rows` edits or so, where it would after thousands."""
     state, rule = stage._state, stage._rule
     stage._state = state._replace(
-        edits=np.empty((int(rule.edits_a_step) + rows, 3), np.uint32),
-        touched=np.empty((int(rule.touched_a_step) + rows, 2), np.uint32),
+        edits=np.empty((3, int(rule.edits_a_step) + rows), np.uint32),
+        touched=np.empty((2, int(rule.touched_a_step) + rows), np.uint32),
     )
     return stage
 

@@ -19,6 +19,7 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from agents.engine import Engine
 from agents.kafka_client import client_options
+from agents.logs import look_at_logs
 from agents.shared_copy import SharedCopy
 from agents.state_store import StateStore
 from agents.topics import create_topics
@@ -28,6 +29,7 @@ from cco.config import Config, parse_config
 from cco.event_data import EventBatch
 from cco.model_file import encode
 from tests.agents.states import raw
+from tests.agents.test_logs import administer
 from tests.kafka.events import CONFIG, generated
 from tests.kafka.world import MakeWorld, WorkerProcess, World, wait_for
 
@@ -361,6 +363,26 @@ def test_a_log_whose_beginning_is_gone(make_world: MakeWorld) -> None:
     assert f"{ends[1] - 5 - position} records are gone that it has not seen" in reasons[1], reasons
     wait_for(lambda: positions(worker) == {2: ends[2], 3: ends[3]}, "the others to go on")
     assert worker.metric("cco_mode", mode="lambda") == 1 and worker.get("/readyz")[0] == 503
+
+
+def test_a_topic_made_anew_that_has_more_records_than_the_state_has_read(make_world: MakeWorld) -> None:
+    world = make_world()
+    worker = world.worker("alone")
+    world.produce(generated(world, 1_000, seed=61))
+    world.settle()
+    assert worker.stop() == 0
+    topic, patches = world.settings.topic("interactions"), world.settings.topic("patches")
+    administer(world.settings, lambda admin: admin.delete_topics([topic, patches]))
+    wait_for(lambda: "interactions" not in asyncio.run(look_at_logs(world.settings)), "the topic to go")
+    asyncio.run(create_topics(world.config, world.settings))
+    world.produce(generated(world, 2_000, seed=62))
+    worker.start()
+    wait_for(lambda: len(not_served(worker)) == 4, "all of them to be refused")
+    assert all(f"is of another topic {topic} (id " in reason for reason in not_served(worker).values())
+    shutil.rmtree(world.folder / "state" / "alone")  # as it says, and the worker sees it by itself
+    world.settle()
+    world.check()
+    assert served(worker) == dict.fromkeys(range(4), ("new", 0))
 
 
 def positions(worker: WorkerProcess) -> dict[int, int]:

@@ -230,6 +230,22 @@ def test_a_request_that_is_too_large_makes_all_later_ones_smaller() -> None:
     assert it.statistics.stored == 180 and it.statistics.refused == 0
 
 
+def test_two_requests_that_are_too_large_at_a_time_halve_the_size_once() -> None:
+    it = queue(USERS, batch_bytes=10_000, requests=2)
+
+    def sizes() -> list[int]:
+        found = [request for request in it.due(1e9) if isinstance(request, Write)]
+        for request in found:
+            assert it.failed(request.number, Answer(Outcome.TOO_LARGE, None, "413"), 1e9) == []
+        return [sum(operation.payload.size for operation in request.operations) for request in found]
+
+    it.put([(f"u{k}", Whole(1, b"x" * 100)) for k in range(1_000)], None, 0.0)
+    first, second = sizes(), sizes()
+    assert len(first) == len(second) == 2
+    assert all(0.8 * 10_000 < size <= 10_000 for size in first)
+    assert all(0.8 * 5_000 < size <= 5_000 for size in second)
+
+
 def test_one_document_that_is_too_large_is_refused_and_the_others_are_not() -> None:
     it = queue(USERS, batch_bytes=100_000)
     it.put([(f"u{k}", Whole(1, b"x" * (50_000 if k == 7 else 10))) for k in range(20)], None, 0.0)
