@@ -13,6 +13,6 @@ def texts_of(array: pa.Array) -> list[Any]:
     try:
         texts: list[Any] = array.cast(pa.large_string()).to_numpy(zero_copy_only=False).tolist()
         return texts
-    except (pa.ArrowInvalid, UnicodeDecodeError):
+    except (pa.ArrowException, UnicodeDecodeError):
         raw = array.cast(pa.large_binary()).to_pylist()
         return [None if text is None else text.decode(errors="surrogateescape") for text in raw]

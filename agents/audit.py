@@ -108,7 +108,17 @@ class Auditor:
             self._config, self._settings, folders, bounds, self._threads, self._archive
         )
         audit.differences += differences
+        audit.notes += self._not_compared(audit.states)
         return audit
+
+    def _not_compared(self, states: Sequence[StateCheck]) -> list[str]:
+        """What there is to say of partitions of which no state was found where the audit looks."""
+        sources = range(self._config.retention.source_partitions)
+        missing = sorted(set(sources) - {check.source for check in states})
+        if not missing:
+            return []
+        of = "" if len(missing) == len(sources) else " of " + ", ".join(f"{INTERACTIONS}-{s}" for s in missing)
+        return [f"no state{of} was compared: there is no shared copy (`worker.share`), and no --state has one"]
 
     # -- comparing ----------------------------------------------------------------------------------
 

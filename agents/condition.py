@@ -49,7 +49,8 @@ class WorkerCondition:
         """What is not as it should be, and what that makes of the mode."""
         worker = self._worker
         now = time.monotonic()
-        found = [*self._health(), *self._of_sources(), *self._of_assignment(), *self._of_lags(now)]
+        found = [*self._health(), *worker.pulse.silent(), *self._of_sources(), *self._of_assignment()]
+        found += self._of_lags(now)
         if worker.elastic is not None:
             found += worker.elastic.reasons()
         return [*found, *self._of_rows(now)]
@@ -67,6 +68,7 @@ class WorkerCondition:
         failure = self._worker.failure
         if failure is not None:
             yield Reason("lambda", "", f"the worker stops: {failure}", "start it again; its log says more")
+        yield from self._worker.pulse.hung()
 
     def _of_sources(self) -> Iterator[Reason]:
         users = self._worker.users

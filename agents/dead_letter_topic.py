@@ -248,6 +248,11 @@ class _Sender:
         """Why a letter is left alone; None if it is to be sent."""
         if letter.origin in self._done:
             return "retried before"
+        if letter.code == "document":
+            return (
+                f"from {letter.topic}: a document, which is made of events and not sent by itself: see what its reason"
+                " says, `cco index create` for what the index lacks, then `cco audit --repair` to write it"
+            )
         if letter.topic not in self._retryable:
             return f"from {letter.topic}, which heals by a resync"
         if letter.size is not None:

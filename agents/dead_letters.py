@@ -67,8 +67,9 @@ class DeadLetter:
 
     @property
     def origin(self) -> Origin:
-        """Which record this letter is about."""
-        return Origin(self.topic, self.partition, self.offset, self.timestamp)
+        """Which record this letter is about. Documents have no offset of their own: their topic is INDEX/ID here."""
+        topic = f"{self.topic}/{(self.key or b'').decode(errors='replace')}" if self.code == "document" else self.topic
+        return Origin(topic, self.partition, self.offset, self.timestamp)
 
     def to_record(self, limit: int = LIMIT) -> Record:
         """The record for the topic. What does not fit into `limit` bytes is cut off, and `size` says so."""

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from agents.dead_letters import DeadLetter
 from agents.elastic import elastic_options
-from agents.elastic_targets import ElasticSink, Place, Target, Targets, look, sign
+from agents.elastic_targets import ElasticSink, Place, Target, Targets, fit, look, sign
 from agents.kafka_client import KafkaProblem
 from agents.log import get_logger
 from agents.logs import Log, log_differences, look_at_logs, reason_of, signature
@@ -56,7 +56,7 @@ class ElasticPublishing:
         self.metadata = MetadataAgent(worker.config, worker.settings, worker.metrics, worker.producer, self._read_items)
         self._logs: dict[str, Log] = {}
         self._foreign: list[Difference] = []  # what says that an index is of another log
-        self._is_ours = asyncio.Event()  # that none is
+        self._is_ours = asyncio.Event()  # that none is, and our documents fit
         self._is_unsigned = False  # an index could not be signed
         self._users_index: str | None = None  # id of what is behind the alias
         self._served: str | None = None
@@ -97,12 +97,32 @@ class ElasticPublishing:
             self._is_ours.clear()
             await self._follow([])
             return
+        wanted = self._wanted(served, following)
+        if not await self._fit([(users, "users"), *((place, "items") for place in wanted)]):
+            self._is_ours.clear()
+            await self._follow([])
+            return
         self._is_ours.set()
         if users.id != self._users_index:
             get_logger().info("publishing users", users=self.names.users, index=users.id, before=self._users_index)
             self._users_index = users.id
             self._worker.users.tell_all_users()
-        await self._follow(self._wanted(served, following))
+        await self._follow(wanted)
+
+    async def _fit(self, places: Sequence[tuple[Place, Kind]]) -> bool:
+        """Whether documents of ours fit these indices: fields that indicators lack there are added."""
+        for place, kind in places:
+            try:
+                new = await fit(self._client, place, kind, self._worker.config)
+            except (ApiError, TransportError, ElasticProblem) as error:
+                self.trouble = (
+                    f"Elasticsearch: nothing is published, for {place.name} has no fields for some indicators of"
+                    f" cco.toml, and they cannot be added: {str(error)[:300]}: `cco index check` says what to do"
+                )
+                return False
+            if new:
+                get_logger().info("fields for new indicators", index=place.name, indicators=new)
+        return True
 
     async def _differences(self, place: Place, kind: Kind) -> list[Difference]:
         """What says that an index is of another log than ours. One that nobody has signed is ours, and is signed."""

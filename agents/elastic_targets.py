@@ -22,19 +22,19 @@ from model_sync.bulk_types import FencedError, Statistics
 from model_sync.bulk_writer import Owner, RowWriter, WriterClosedError
 from model_sync.elastic_client import ElasticProblem
 from model_sync.elastic_documents import RowDocument, row_documents
-from model_sync.elastic_mapping import LOG
+from model_sync.elastic_mapping import LOG, Kind, differences, mapping, merged_meta
 from model_sync.elastic_metadata import MetadataWriter
 from model_sync.elastic_versions import NEXT, is_own_alias
 
 _META = "*.mappings._meta.cco"
-_LOOK = f"*.aliases,*.settings.index.uuid,{_META}.rebuild.epoch,{_META}.{LOG}"
+_LOOK = f"*.aliases,*.settings.index.uuid,{_META}.rebuild.epoch,{_META}.{LOG},{_META}.indicators"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """An index. `alias`: what it is written by; `epoch`: of the rebuild that made it, if one did.
 
-    `log`: of which log it is; None: nobody has signed it.
+    `log`: of which log it is; None: nobody has signed it. `indicators`: that it has fields for; None: not known.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Place:
     alias: str
     epoch: str | None
     log: Mapping[str, Any] | None = None
+    indicators: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +73,32 @@ def _place(name: str, found: Mapping[str, Mapping[str, Any]], alias: str) -> Pla
     own = sorted(each for each in of.get("aliases", ()) if is_own_alias(name, each))
     meta = of.get("mappings", {}).get("_meta", {}).get("cco", {})
     epoch, uuid = meta.get("rebuild", {}).get("epoch"), str(of["settings"]["index"]["uuid"])
+    indicators = None if "indicators" not in meta else tuple(meta["indicators"])
     # An index made by hand may have no alias of its own.
-    return Place(name, uuid, own[0] if own else alias, epoch, meta.get(LOG))
+    return Place(name, uuid, own[0] if own else alias, epoch, meta.get(LOG), indicators)
 
 
 async def sign(client: AsyncElasticsearch, index: str, log: Mapping[str, Any]) -> None:
     """Note of which log an index is. Raises what the client raises."""
     meta = dict((await client.indices.get_mapping(index=index)).body[index]["mappings"].get("_meta", {}))
     await client.indices.put_mapping(index=index, meta={**meta, "cco": {**meta.get("cco", {}), LOG: log}})
+
+
+async def fit(client: AsyncElasticsearch, place: Place, kind: Kind, config: Config) -> list[str]:
+    """Give an index the fields of indicators that are new to it, and would be refused; answers which these are.
+
+    Raises ElasticProblem where it does not fit in another way too, and what the client raises.
+    """
+    new = [name for name in config.indicator_names if place.indicators is not None and name not in place.indicators]
+    if new:
+        wanted = mapping(kind, config)
+        found = (await client.indices.get_mapping(index=place.name)).body[place.name]["mappings"]
+        for each in differences(place.name, wanted, found):
+            if not each.in_place:
+                raise ElasticProblem(str(each))
+        meta = merged_meta(wanted, found)
+        await client.indices.put_mapping(index=place.name, properties=wanted["properties"], meta=meta)
+    return new
 
 
 class Targets:

@@ -26,6 +26,7 @@ from agents.questions import (
     ids_of,
     latest,
     list_of,
+    random_begin,
     rules_of,
     table_of,
     text_of,
@@ -37,6 +38,7 @@ from cco.pipeline import Pipeline
 from cco.rows import Patches, Rows
 from cco.vocabulary import Vocabulary
 from model_sync.availability import available
+from model_sync.backfill import RANDOM
 from model_sync.contract import MAX_IDS, Boost, Query, Range
 from model_sync.memory import MemoryIndex
 from model_sync.metadata import change_problem
@@ -174,8 +176,8 @@ class Engine:
     def publish_due(self, seconds: float) -> None:
         """Count and publish rows for about that long: too old ones first (all of them), then the most changed.
 
-        `ingest` does it for every micro-batch. Where events may stop coming, let a timer call it, a few times in
-        `max_staleness`: no row is then out of date for longer.
+        `ingest` does it for every micro-batch. Where events may stop coming, let a timer call it, at least
+        every fifth of `max_staleness`: no row is then out of date for longer.
         """
         began = now = self._clock()
         while now - began < seconds:
@@ -202,10 +204,14 @@ class Engine:
                     now = self._clock()
         self._published = now
 
-    def drain(self) -> None:
-        """Publish every row that is out of date: the index then equals a batch rebuild."""
+    def drain(self, tell: Callable[[int], None] = lambda left: None) -> None:
+        """Publish every row that is out of date: the index then equals a batch rebuild.
+
+        `tell` hears now and then for how many items that is left to do.
+        """
         for patches in self.pipeline.drain(self._clock()):
             self._apply([patches])
+            tell(self.pipeline.stale())
 
     def _apply(self, found: Iterable[Patches]) -> None:
         for patches in found:
@@ -299,6 +305,7 @@ class Engine:
             num=num,
             priors=table_of("priors", priors),
             backfill=backfill,
+            shuffle=random_begin(now, user, whole) if backfill == RANDOM else 0.0,
         )
         self._refresh_if_idle()
         return [Recommendation(hit.item, hit.score, hit.properties) for hit in self.index.search(query)]
@@ -350,6 +357,7 @@ class Engine:
     ) -> list[Contribution]:
         """Why `item` scores as it does for a user, a basket or a history: largest contribution first.
 
+        Weights are those of the published row, counts are of now: what came after the last `drain` lies between them.
         None where it is not recommended at all, at `now` (ISO 8601; default: the machine's clock), say.
         """
         asked = self.history_of(user, None, items, history)

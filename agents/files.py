@@ -1,5 +1,7 @@
 """Events from files and standard input: CSV, JSON Lines, Parquet, gzipped or not, larger than memory.
 
+Parquet is read from its end: gzipped, or from standard input or a pipe, it is written to a temporary file first.
+
 A record is a line (a row in Parquet), good or bad, blank ones and those inside of quotes included; the
 header of CSV is none. So the number of a record depends on the input alone, never on how it is cut.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import BinaryIO
@@ -15,7 +18,7 @@ from typing import BinaryIO
 from agents.csv_format import Header, Record, columns_of_block, columns_of_records, find_columns, split_records
 from agents.item_files import ItemRecord, read_item_records, read_items
 from agents.parquet_format import ParquetEvents, ahead
-from agents.streams import MAX_LINE, STANDARD_INPUT, InputError, Lines, Stream, read_lines, recognise, size_of
+from agents.streams import MAX_LINE, STANDARD_INPUT, InputError, Lines, Stream, in_file, read_lines, recognise, size_of
 from cco.event_data import shortened
 from cco.events import EventBatch, EventParser, ItemChange, Parsed, Rejection
 from model_sync.metadata import change_problem
@@ -68,6 +71,8 @@ def read_events(
         try:
             reader = _Reader(path, stream, parser, chunk, max(0, skip - records), opened, clock or _no_clock)
             for parsed in reader.parts():
+                share, size = reader.share, sizes[number]  # no share, or of an unknown size: bytes tell
+                read = stream.consumed if share is None or size is None else round(share * size)
                 yield Chunk(
                     parsed.batch,
                     [replace(rejection, file=stream.name) for rejection in parsed.rejections],
@@ -75,7 +80,7 @@ def read_events(
                     number,
                     reader.record,
                     records + reader.record,
-                    before + (stream.consumed if reader.share is None else round(reader.share * (sizes[number] or 0))),
+                    before + read,
                     total,
                 )
             records += reader.record
@@ -218,15 +223,20 @@ class _Reader:
         return _with_overlong(parsed, {k: begin for k, begin in overlong.items() if k < len(raw)}, first)
 
     def _parquet(self) -> Iterator[Parsed]:
-        if self.path == STANDARD_INPUT:
-            raise InputError("standard input: Parquet is read from its end, so it must be a file")
-        source = ParquetEvents.open(self.path, self.opened)
+        if self.stream.in_place:
+            yield from self._parquet_of(ParquetEvents.open(self.path, self.opened))
+            return
+        with in_file(self.stream) as unpacked:
+            yield from self._parquet_of(ParquetEvents.open(self.stream.name, unpacked))
+
+    def _parquet_of(self, source: ParquetEvents) -> Iterator[Parsed]:
         self.record = min(self.skip, source.rows)
-        for rows, columns in ahead(source.parts(self.parser, self.chunk, self.record)):
-            parsed = self.parser.columns(columns, self.record + 1, self.clock())
-            self.record += rows
-            self.share = self.record / source.rows
-            yield parsed
+        with closing(ahead(source.parts(self.parser, self.chunk, self.record))) as parts:
+            for rows, columns in parts:
+                parsed = self.parser.columns(columns, self.record + 1, self.clock())
+                self.record += rows
+                self.share = self.record / source.rows
+                yield parsed
 
     def _unskipped(self, pieces: Iterable[Lines]) -> Iterator[Lines]:
         for lines in pieces:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from aiokafka import AIOKafkaProducer
 
-from agents.item_partition import Claim, Fate, ItemPartition
+from agents.item_partition import Claim, Fate, ItemPartition, Timed
 from agents.log import get_logger
 from agents.metrics import Metrics
 from agents.patch_sinks import Encoded, Sink
@@ -48,6 +49,14 @@ class Request(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
+class _Sent:
+    """Patches on their way, or there before others that were sent earlier."""
+
+    ranges: list[Timed]  # whose rows are all out once these patches are there, and all that were sent before
+    arrived: bool = False
+
+
+@dataclass(slots=True)
 class _Owned:
     """An item partition of this worker."""
 
@@ -57,7 +66,7 @@ class _Owned:
     heard: float = 0.0  # clock time of the last message
     asked: float = 0.0
     progress: tuple[int, float] = (0, 0.0)  # of the fill, and when it was seen
-    unsent: int = 0  # patches on their way
+    sent: deque[_Sent] = field(default_factory=deque)  # in the order of sending, until all before are there, too
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -96,7 +105,7 @@ class ItemAgent:
     def is_exact(self, partition: int) -> bool:
         """Whether every row in the sink is as the model at the position that is applied."""
         owned = self._owned[partition]
-        return owned.partition.exact and not owned.partition.send_all and owned.unsent == 0
+        return owned.partition.exact and not owned.partition.send_all and not owned.sent
 
     def log_end(self, partition: int) -> int:
         """The offset after the last message of `edits` that is known to be in the log."""
@@ -255,34 +264,38 @@ class ItemAgent:
         now = time.monotonic()
         counted = partition.stage.rows_counted
         quiet = now - owned.heard > QUIET_SECONDS
-        more, ages, times, encoded = await loop.run_in_executor(self._compute, self._count, owned, now, quiet)
+        more, ages, ranges, encoded = await loop.run_in_executor(self._compute, self._count, owned, now, quiet)
         self._metrics.rows_counted.labels(number).inc(partition.stage.rows_counted - counted)
-        if encoded is not None and self._owned.get(number) is owned:
-            owned.unsent += 1
+        if self._owned.get(number) is not owned:
+            return more
+        if encoded is not None:
+            owned.sent.append(sent := _Sent(ranges))
             future = await self._sink.send(encoded)
-            future.add_done_callback(lambda done: self._arrived(owned, encoded, times, done))
-        elif times:
-            self._metrics.latency.observe([time.time() - then for then in times])
+            future.add_done_callback(lambda done: self._arrived(owned, encoded, sent, done))
+        elif owned.sent:  # with patches of earlier steps, perhaps
+            owned.sent[-1].ranges += ranges
+        else:
+            self._are_out(ranges)
         if ages.size:
             self._metrics.row_age.observe(ages)
         return more
 
     def _count(
         self, owned: _Owned, now: float, quiet: bool
-    ) -> tuple[bool, npt.NDArray[np.float64], list[float], Encoded[Any] | None]:
-        """On the compute thread: is there more to do, ages of rows, events that have all their rows out, patches."""
+    ) -> tuple[bool, npt.NDArray[np.float64], list[Timed], Encoded[Any] | None]:
+        """On the compute thread: is there more to do, ages of rows, ranges with all their rows counted, patches."""
         partition, nothing = owned.partition, np.zeros(0)
         counted = partition.stage.rows_counted
-        patches, times = partition.publish(now)
+        patches, ranges = partition.publish(now)
         if patches is None and quiet and not partition.stage.due():
             patches = partition.refresh(now)
         ages = partition.stage.ages if partition.stage.rows_counted > counted else nothing
         more = patches is not None or bool(partition.stage.due())
         if patches is None or not len(patches.rows):
-            return more, ages, times, None
-        return more, ages, times, self._sink.encode(partition.items, patches, partition.partition, owned.claim)
+            return more, ages, ranges, None
+        return more, ages, ranges, self._sink.encode(partition.items, patches, partition.partition, owned.claim)
 
-    def _arrived(self, owned: _Owned, encoded: Encoded[Any], times: list[float], done: asyncio.Future[Any]) -> None:
+    def _arrived(self, owned: _Owned, encoded: Encoded[Any], sent: _Sent, done: asyncio.Future[Any]) -> None:
         if done.cancelled():
             return
         error = done.exception()
@@ -294,8 +307,13 @@ class ItemAgent:
         if error is not None:
             self._failed(error)
             return
-        owned.unsent -= 1
+        sent.arrived = True
+        while owned.sent and owned.sent[0].arrived:
+            self._are_out(owned.sent.popleft().ranges)
         self._metrics.patches_sent.labels(encoded.partition).inc(len(encoded.records))
         self._metrics.fields_sent.labels(encoded.partition).inc(encoded.fields)
-        if times:
-            self._metrics.latency.observe([time.time() - then for then in times])
+
+    def _are_out(self, ranges: Sequence[Timed]) -> None:
+        if ranges:
+            now = time.time()
+            self._metrics.latency.observe([now - then for then, _ in ranges], often=[number for _, number in ranges])

@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet
 
 from agents.csv_format import Header, split_records
-from agents.streams import MAX_LINE, InputError, Stream, read_lines, recognise, size_of
+from agents.parquet_format import batches_of, first_line, open_parquet
+from agents.streams import MAX_LINE, InputError, Stream, in_file, read_lines, recognise, size_of
 from cco.event_data import Rejection, shortened
 from cco.values import BadRecord, as_number
 from cco.vocabulary import id_problem
@@ -162,16 +162,33 @@ def _csv(stream: Stream) -> _Numbered:
 
 
 def _parquet(stream: Stream) -> _Numbered:
-    if stream.name == "standard input":
-        raise InputError("standard input: Parquet is read from its end, so it must be a file")
+    if stream.in_place:
+        yield from _rows(stream.name, stream.name)
+        return
+    with in_file(stream) as unpacked:
+        yield from _rows(stream.name, unpacked)
+
+
+def _rows(name: str, source: str | BinaryIO) -> _Numbered:
+    """The rows of a Parquet file; `name` is what errors call it."""
     line = 0
+    file = open_parquet(name, source)
+    for batch in batches_of(name, file, _CHUNK, list(range(file.num_row_groups))):
+        for row in _records(batch):
+            line += 1
+            record = row if isinstance(row, str) else {column: _plain(value) for column, value in row.items()}
+            yield line, record, str(row)
+
+
+def _records(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
+    """The rows; for one with text that is not UTF-8, or a date that Python does not have, what is wrong with it."""
     try:
-        for batch in pa.parquet.ParquetFile(stream.name).iter_batches(_CHUNK):
-            for row in batch.to_pylist():
-                line += 1
-                yield line, {name: _plain(value) for name, value in row.items()}, str(row)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{stream.name}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        found: list[dict[str, Any] | str] = batch.to_pylist()
+        return found
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [f"cannot be read ({first_line(error)})"]
+    return [record for k in range(batch.num_rows) for record in _records(batch.slice(k, 1))]
 
 
 def _plain(value: Any) -> Any:

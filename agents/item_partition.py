@@ -24,8 +24,10 @@ from cco.vocabulary import Vocabulary, VocabularyError
 REFRESH_ITEMS = 256  # counted in one step when there is nothing else to do
 PUBLISH_ITEMS = 128  # counted between two looks at the clock
 FACTS_SECONDS, FACTS_SIZED = 0.1, 5.0  # between two looks at how things are, and at how large
-MAX_WAITING = 100_000  # messages whose latency is still to be told; of more, the latest
+MAX_WAITING = 100_000  # ranges whose latency is still to be told; of more, the latest
 EVENT_TIME = "event-time"  # header of an edits message: milliseconds, of the oldest record in its range
+
+Timed = tuple[float, int]  # of a range of records: epoch seconds of the oldest, and how many they are, as offsets count
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,8 @@ class ItemPartition:
         self.position = claim + 1  # offset of the next message to apply
         self.log_time: float | None = None  # epoch seconds at which the message before `position` was logged
         self.progress = 0  # parts of fills that were taken: ranges go on also where a fill has stopped
-        # (clock time when they were applied, epoch seconds of the event), of events with rows that may not be out yet
-        self.waiting: deque[tuple[float, float]] = deque(maxlen=MAX_WAITING)
+        # ranges with rows that may not be out yet, and the clock time at which the last of each was applied
+        self.waiting: deque[tuple[float, Timed]] = deque(maxlen=MAX_WAITING)
         self.send_all = False  # the index is a new one: asked for by the event loop, done here
         self.exact = False  # every row in the index is as the model at `inbox.position`
         self.facts = Facts()
@@ -130,7 +132,8 @@ class ItemPartition:
                     self.stage.apply(edits, now)
                     taken.edits += edits.op.size
                 if self.inbox.filled:
-                    self._note_time(record, now)
+                    if header.last:
+                        self._note_time(record, header.end - header.start, now)
                     if not was_filled:
                         self.stage.make_all_due(now)
                         taken.filled = True
@@ -153,21 +156,21 @@ class ItemPartition:
             tuple(record.headers),
         )  # fmt: skip
 
-    def _note_time(self, record: Any, now: float) -> None:
-        self.waiting += [(now, int(value) / 1000) for name, value in record.headers if name == EVENT_TIME]
+    def _note_time(self, record: Any, number: int, now: float) -> None:
+        self.waiting += [(now, (int(value) / 1000, number)) for name, value in record.headers if name == EVENT_TIME]
 
     # -- rows ---------------------------------------------------------------------------------------
 
-    def publish(self, now: float) -> tuple[Patches | None, list[float]]:
-        """Count some due rows. Answers patches, and the times of events that by now have all rows in patches."""
+    def publish(self, now: float) -> tuple[Patches | None, list[Timed]]:
+        """Count some due rows. Answers patches, and the ranges of events that by now have all rows in patches."""
         if not self.inbox.countable:
             return None, []
         if self.send_all:
             self.exact, self.send_all = False, False
-            self.stage.forget_sent()
+            self.stage.forget_sent(now)
             self.stage.make_all_due(now)
         patches = self.stage.publish(now, PUBLISH_ITEMS)
-        done: list[float] = []
+        done: list[Timed] = []
         exact = self.stage.stale_since() if self.stage.due() else math.inf  # before this, all rows are
         while self.waiting and self.waiting[0][0] < exact:
             done.append(self.waiting.popleft()[1])

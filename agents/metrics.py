@@ -22,7 +22,7 @@ from agents.modes import MODES, Mode
 OTHER = "other"  # the label of a reason code that is not in `CODES`: the number of series stays bounded
 
 SOURCE, ITEM_PARTITION, TOPIC = "source_partition", "item_partition", "topic"
-LATENCY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+LATENCY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30, 60)
 AGE_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 300)
 SNAPSHOT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 FETCH_RECORDS = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536)
@@ -44,14 +44,15 @@ class Distribution(Collector):
             self._series("")
         registry.register(self)
 
-    def observe(self, values: npt.ArrayLike, label: str = "") -> None:
-        """Count one value or an array of any number of them, in the unit of the name."""
+    def observe(self, values: npt.ArrayLike, label: str = "", often: npt.ArrayLike = 1) -> None:
+        """Count one value or an array of any number of them, in the unit of the name; each so `often`."""
         found = np.asarray(values, np.float64).reshape(-1)
-        buckets = np.bincount(np.searchsorted(self._bounds, found), minlength=self._bounds.size + 1)
+        times = np.broadcast_to(np.asarray(often, np.int64), found.shape)
+        buckets = np.bincount(np.searchsorted(self._bounds, found), times, self._bounds.size + 1).astype(np.int64)
         with self._lock:
             counts = self._series(label)
             counts += buckets
-            self._sums[label] += float(found.sum())
+            self._sums[label] += float(found @ times)
 
     def _series(self, label: str) -> npt.NDArray[np.int64]:
         self._sums.setdefault(label, 0.0)
@@ -136,7 +137,8 @@ class Metrics:
         )
         self.latency = self._distribution(
             "event_to_patch_seconds",
-            "Time from the timestamp of an event's record to its patch being acknowledged.",
+            "Time from the timestamp of a record to the acknowledged patch of the last row that it touches in an item"
+            " partition. Records that were fetched together count as the oldest of them.",
             LATENCY_SECONDS,
         )
 

@@ -107,7 +107,7 @@ class Monitor:
             what = os.strerror(number) if number > 0 else error.strerror or str(error)
             raise MonitorError(
                 f"the monitor cannot listen on {self._host}:{self._port}: {what}; choose another "
-                "--monitor-host or --monitor-port (0: any free one)"
+                "monitor_host (in [worker]) or --monitor-port (0: any free one)"
             ) from None
 
     async def _answer_metrics(self, request: web.Request) -> web.Response:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
@@ -23,6 +24,45 @@ from cco.times import MISSING, times_of, times_of_numbers
 T = TypeVar("T")
 
 
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Whatever pyarrow has to say of a damaged file becomes an InputError that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{name}: cannot be read as Parquet ({first_line(error)})") from None
+
+
+def open_parquet(name: str, source: str | BinaryIO) -> pa.parquet.ParquetFile:
+    """The file; `name` is what errors call it. Raises InputError."""
+    with reading(name):
+        file = pa.parquet.ParquetFile(source)
+        told, of_groups = file.metadata.num_rows, _rows_of_groups(file)
+    if told != sum(of_groups) or min(of_groups, default=0) < 0:
+        raise InputError(f"{name}: damaged Parquet: it says {told} rows, and its groups of rows say {sum(of_groups)}")
+    return file
+
+
+def batches_of(
+    name: str, file: pa.parquet.ParquetFile, most: int, groups: list[int], columns: list[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Batches of at most `most` rows of some groups. Raises InputError, also for other rows than the groups say."""
+    sizes = _rows_of_groups(file)
+    left = sum(sizes[group] for group in groups)
+    with reading(name):
+        batches = file.iter_batches(batch_size=most, row_groups=groups, columns=columns)
+    while True:
+        with reading(name):
+            batch = next(batches, None)
+        if batch is None:
+            break
+        left -= batch.num_rows
+        yield batch
+    if left:
+        more = f"{left} rows less" if left > 0 else f"{-left} rows more"
+        raise InputError(f"{name}: damaged Parquet: there are {more} in it than it says")
+
+
 @dataclass(slots=True)
 class ParquetEvents:
     """A Parquet file of events. Raises InputError if it is damaged or its columns are not as needed."""
@@ -34,11 +74,9 @@ class ParquetEvents:
     @classmethod
     def open(cls, path: str, opened: BinaryIO | None = None) -> ParquetEvents:
         """`path` names it in errors, and is read unless it is `opened` already."""
-        try:
-            file = pa.parquet.ParquetFile(opened or path)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from None
-        names = list(file.schema_arrow.names)
+        file = open_parquet(path, opened or path)
+        with reading(path):
+            names = list(file.schema_arrow.names)
         found = {key: names[place] for key, place in find_columns(names, path).items()}
         for key, name in found.items():
             _check_type(key, name, file.schema_arrow.field(name).type, path)
@@ -49,20 +87,14 @@ class ParquetEvents:
         return int(self.file.metadata.num_rows)
 
     def batches(self, most: int, skip: int) -> Iterator[pa.RecordBatch]:
-        """Batches of at most `most` rows, without the first `skip` rows."""
-        groups = list(range(self.file.num_row_groups))
-        while groups and self.file.metadata.row_group(groups[0]).num_rows <= skip:
-            skip -= self.file.metadata.row_group(groups.pop(0)).num_rows
+        """Batches of at most `most` rows, without the first `skip` rows. Raises InputError."""
+        sizes = _rows_of_groups(self.file)
+        groups = list(range(len(sizes)))
+        while groups and sizes[groups[0]] <= skip:
+            skip -= sizes[groups.pop(0)]
         if not groups:
             return
-        batches = self.file.iter_batches(batch_size=most, row_groups=groups, columns=list(self.names.values()))
-        while True:
-            try:
-                batch = next(batches, None)
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{self.name}: damaged Parquet ({_first_line(error)})") from None
-            if batch is None:
-                return
+        for batch in batches_of(self.name, self.file, most, groups, list(self.names.values())):
             dropped = min(skip, batch.num_rows)
             skip -= dropped
             if batch.num_rows > dropped:
@@ -75,6 +107,10 @@ class ParquetEvents:
 
     def columns(self, batch: pa.RecordBatch, parser: EventParser) -> Columns:
         """The columns of a batch."""
+        with reading(self.name):
+            return self._columns(batch, parser)
+
+    def _columns(self, batch: pa.RecordBatch, parser: EventParser) -> Columns:
         columns = {key: batch.column(name) for key, name in self.names.items()}
         users, items, events = (_ids(columns["user"]), _ids(columns["item"]), _coded(columns["event"]))
         n = batch.num_rows
@@ -109,7 +145,7 @@ class ParquetEvents:
         )
 
 
-def ahead(parts: Iterator[T]) -> Iterator[T]:
+def ahead(parts: Iterator[T]) -> Generator[T, None, None]:
     """The same, each made in a thread while the one before is being used: Arrow decodes without the GIL."""
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, parts, None)
@@ -118,7 +154,12 @@ def ahead(parts: Iterator[T]) -> Iterator[T]:
             yield part
 
 
-def _first_line(error: BaseException) -> str:
+def _rows_of_groups(file: pa.parquet.ParquetFile) -> list[int]:
+    return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, at most 200 characters of it."""
     return str(error).split("\n", 1)[0][:200]
 
 

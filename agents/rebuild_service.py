@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+AGAIN_SECONDS = 60.0  # after a failure, at least and as a rule
+
 
 class Terminated(SystemExit):
     """SIGTERM came, and what was going on has cleaned up after itself."""
@@ -63,13 +65,14 @@ def keep(
 ) -> None:
     """Do `work` now and then `every` seconds, counted from begin to begin, if it is wanted then; until SIGTERM.
 
-    `wanted` answers why it is not, or None. A failure is told, and the next turn is another attempt. `tell(what,
-    fields)`.
+    `wanted` answers why it is not, or None. After a failure, which is told, the next turn comes early: what was in the
+    way may be gone in a minute, as the lock of a rebuild that was killed is in five. `tell(what, fields)`.
     """
     try:
         with ended_by_sigterm() as check:
             while True:
                 began = time.monotonic()
+                turn = began + every
                 try:
                     why_not = wanted()
                     if why_not is None:
@@ -78,8 +81,15 @@ def keep(
                     else:
                         tell("no rebuild is wanted", {"reason": why_not})
                 except failures as error:
-                    tell("the rebuild failed", {"reason": " ".join(str(error).split())})
+                    turn = min(turn, _again(began, time.monotonic()))
+                    again = max(0.0, turn - time.monotonic())
+                    tell("the rebuild failed", {"reason": " ".join(str(error).split()), "again_seconds": round(again)})
                 check()
-                time.sleep(max(0.0, began + every - time.monotonic()))
+                time.sleep(max(0.0, turn - time.monotonic()))
     except Terminated:
         tell("stopped", {})
+
+
+def _again(began: float, failed: float) -> float:
+    """When to try again what began and failed then. One that fails at its end may take half of the time, not all."""
+    return failed + max(AGAIN_SECONDS, failed - began)

@@ -22,6 +22,7 @@ CHUNK = 65_536  # records between two looks at the rows that are due
 CHUNK_WITH_STATE = 16_384  # and between two steps of a checkpoint
 
 OnChunk = Callable[[Chunk], None]
+OnDrain = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ def replay(
     state: Path | None = None,
     every: float = INTERVAL,
     on_chunk: OnChunk | None = None,
+    on_drain: OnDrain | None = None,
     chunk: int | None = None,
 ) -> ReplaySummary:
     """Apply all events of the inputs to a new engine, then publish every row that is due.
@@ -51,12 +53,14 @@ def replay(
     With `state`, the engine first takes up what that directory holds and reads on from there; state and
     input position are committed together every `every` seconds or so, and at the end. `on_chunk` is told of
     each chunk, counted over the whole input, after it was applied; the ones that the state had applied
-    before do not come again. When an input fails, what came before is committed and the error raised.
+    before do not come again. `on_drain` is told, while what is left is published at the end, of how many items that is
+    done, and of how many in all. When an input fails, what came before is committed and the error raised.
     Raises InputError, StateError.
     """
     tell = on_chunk or (lambda chunk: None)
+    of_drain = on_drain or (lambda done, total: None)
     if state is not None:
-        return _with_state(engine, paths, state, every, tell, chunk or CHUNK_WITH_STATE)
+        return _with_state(engine, paths, state, every, tell, of_drain, chunk or CHUNK_WITH_STATE)
     accepted = rejected = item_changes = records = 0
     for part in read_events(paths, engine.parser, chunk or CHUNK):
         engine.apply_parsed(Parsed(part.batch, part.rejections, part.item_changes))
@@ -65,12 +69,12 @@ def replay(
         item_changes += len(part.item_changes)
         records = part.records
         tell(part)
-    engine.drain()
+    _drain(engine, of_drain)
     return ReplaySummary(accepted, rejected, item_changes, records, 0, engine.pipeline.position, None)
 
 
 def _with_state(
-    engine: Engine, paths: Sequence[str], state: Path, every: float, tell: OnChunk, chunk: int
+    engine: Engine, paths: Sequence[str], state: Path, every: float, tell: OnChunk, of_drain: OnDrain, chunk: int
 ) -> ReplaySummary:
     sizes = [_rewindable(path) for path in paths]
     store = StateStore.open(state, engine.config)
@@ -98,7 +102,7 @@ def _with_state(
             bytes_read = sum(sizes[: part.file]) + part.bytes_read
             tell(replace(part, records=position.records, bytes_read=bytes_read, bytes_total=sum(sizes)))
         checkpoints.finish(position.to_json)
-    engine.drain()
+    _drain(engine, of_drain)
     return ReplaySummary(
         position.accepted,
         position.rejected,
@@ -108,6 +112,11 @@ def _with_state(
         engine.pipeline.position,
         checkpoints.report,
     )
+
+
+def _drain(engine: Engine, tell: OnDrain) -> None:
+    total = engine.pipeline.stale()
+    engine.drain(lambda left: tell(total - left, total))
 
 
 def _with_positions(

@@ -25,7 +25,7 @@ from model_sync.elastic_status import Told, status_index, tell
 if TYPE_CHECKING:
     from agents.worker import Worker
 
-EVERY = 5.0  # seconds between two reports
+EVERY = 2.0  # seconds between two reports: well below FOLLOWING_SECONDS, so that one that is late shows
 FRESH = 15.0  # seconds that a report counts: whoever has not told for longer is gone
 WORKER = "worker"
 TO_THE_END = ("log", "archive and log")  # sources of rebuilds that had all that there was when they began
@@ -57,11 +57,19 @@ def model_as_of(stream: float | None, rebuilds: Iterable[float | None]) -> float
     return max(known, default=None)
 
 
+def rows_are_written(reports: Reports, epoch: str, now: float) -> bool:
+    """Whether a worker of the configuration `epoch` has rows, and has told of it lately; `now` in epoch seconds."""
+    fresh = {key: told for key, told in reports.items() if now - float(told["at"]) <= FRESH}
+    ours = {key for key, told in fresh.items() if told.get("epoch") == epoch}
+    of_rows = (told for key, told in fresh.items() if key.startswith(f"{EDITS}/"))
+    return any(told["filled"] and worker_key(told["worker"]) in ours for told in of_rows)
+
+
 def rebuilt_as_of(rebuild: Mapping[str, Any] | None) -> float | None:
     """Up to when everything is in a rebuild, by what its index says of it (`_meta.cco.rebuild`); None: not known."""
     told = rebuild or {}
     if "started" not in told or told.get("source") not in TO_THE_END:
-        return None  # files and archives end earlier, and do not say when
+        return None  # files, archives and what ends at given offsets end earlier, and do not say when
     return float(told["started"])
 
 
@@ -102,7 +110,8 @@ class Reporter:
         found: dict[str, dict[str, Any]] = {
             worker_key(name): {
                 "worker": name, "host": socket.gethostname(), "process": os.getpid(), "monitor": worker.monitor.url,
-                "group": worker.settings.group, "mode": condition.mode(), "reasons": reasons,
+                "group": worker.settings.group, "epoch": worker.config.epoch, "mode": condition.mode(),
+                "reasons": reasons,
             }
         }  # fmt: skip
         for topic, told in condition.partitions(now).items():

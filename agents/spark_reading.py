@@ -86,10 +86,10 @@ def _of_file(path: str, size: int) -> Iterator[Stretch]:
     place = os.path.abspath(path)
     stream = Stream(path)
     try:
-        kind = recognise(stream)
+        kind, in_place = recognise(stream), stream.in_place
     finally:
         stream.close()
-    if kind == "parquet":
+    if kind == "parquet" and in_place:
         groups = ParquetEvents.open(path).file.metadata
         begin = record = 0
         for group in range(groups.num_row_groups):

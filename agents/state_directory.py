@@ -23,10 +23,11 @@ from cco.config import Config, ConfigError, make_config
 MAGIC, FORMAT = "streaming-cco state", 2
 DATABASE, _INCOMING = "rocksdb", "rocksdb.new"
 _META, _NEW_META = "state.json", "state.json.new"
+IN_USE = "the state is in use by another process; wait for its end"
 
 
-def lock(path: Path, read_only: bool) -> int:
-    """A handle of the directory, locked; it is made if it is not there."""
+def lock(path: Path, read_only: bool, in_use: str = IN_USE) -> int:
+    """A handle of the directory, locked; it is made if it is not there. `in_use` is what a refusal says."""
     try:
         if not read_only:
             path.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,7 @@ def lock(path: Path, read_only: bool) -> int:
     except OSError as error:
         os.close(handle)
         if isinstance(error, BlockingIOError):
-            raise StateError(f"{path}: the state is in use by another process; wait for its end") from None
+            raise StateError(f"{path}: {in_use}") from None
         raise StateError(f"{path}: cannot be locked: {error.strerror}") from None
     return handle
 

@@ -17,7 +17,7 @@ from agents.audit_truth import Bounds, log_bounds
 from agents.elastic import elastic_options
 from agents.kafka_client import KafkaProblem
 from agents.logs import Log, log_differences, look_at_logs, reason_of, signature
-from agents.modes import REBUILD, STALLED_SECONDS, Mode, Reason, mode_of
+from agents.modes import REBUILD, STALLED_SECONDS, Mode, Reason, lag_reason, mode_of
 from agents.reports import FRESH, WORKER, Reports, model_as_of, partition_key, rebuilt_as_of, stream_as_of
 from agents.settings import Settings
 from agents.topics import EDITS, INTERACTIONS
@@ -161,7 +161,7 @@ def reasons_of(facts: Facts) -> list[Reason]:
     told = [Reason(**of) for worker in live for of in worker["reasons"]]
     spare = {"no partition is assigned yet"}  # of a worker more than there are partitions; what is not served shows
     found += [reason for reason in told if reason.text not in spare]
-    return [*found, *_of_coverage(facts, {reason.about for reason in told if reason.about})]
+    return [*found, *_of_coverage(facts, {of.about for of in told if of.about and of.mode != "kappa"})]
 
 
 def _of_indices(facts: Facts) -> Iterator[Reason]:
@@ -200,14 +200,27 @@ def _of_log(facts: Facts) -> Iterator[Reason]:
 
 
 def _of_coverage(facts: Facts, explained: set[str]) -> Iterator[Reason]:
-    """Partitions that nobody tells of."""
+    """Partitions that nobody tells of, or nobody lately while there was something to do."""
     for partition in _partitions(facts):
-        if partition.name in explained or (partition.told is not None and partition.told <= FRESH):
+        if partition.name in explained:
+            continue
+        if partition.told is not None and partition.told <= FRESH:
+            yield from _of_late_report(partition, partition.told)
             continue
         since = "was never served" if partition.told is None else f"has not been served for {partition.told:.0f} s"
         short = partition.told is not None and partition.told <= STALLED_SECONDS
         remedy = "" if short else "start a worker for it; the log of the workers says what keeps them from it"
         yield Reason("catching_up" if short else "lambda", partition.name, f"{partition.name} {since}", remedy)
+
+
+def _of_late_report(partition: Partition, told: float) -> Iterator[Reason]:
+    """A partition behind its log whose worker, `told` s ago, saw nothing wrong: it may have died since.
+
+    What a log that never ceases got since a report is no lag: the worker that follows it tells again before long.
+    """
+    late = lag_reason(partition.name, partition.lag or 0, behind=told, stood=told)
+    if late is not None:
+        yield Reason(late.mode, late.about, f"{late.text}, and its worker was last heard of {told:.0f} s ago")
 
 
 def as_document(status: Status) -> dict[str, Any]:

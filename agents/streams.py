@@ -6,8 +6,10 @@ import gzip
 import os
 import stat
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
 
@@ -17,11 +19,13 @@ STANDARD_INPUT = "-"
 MAX_LINE = 1 << 20  # bytes
 BLOCK = 8 << 20
 SHOWN = 200
+MOST_UNPACKED = 64 << 30  # bytes of a temporary file
 
 Format = Literal["csv", "jsonl", "parquet", "empty"]
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
+_READ_BEFORE = "; what came before was read"
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it, or save it as CSV",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it, or use gzip",
@@ -41,7 +45,8 @@ class Stream:
 
     def __init__(self, path: str, stdin: BinaryIO | None = None, opened: BinaryIO | None = None) -> None:
         self.name = "standard input" if path == STANDARD_INPUT else path
-        self._owned = path != STANDARD_INPUT and opened is None
+        self._standard = path == STANDARD_INPUT
+        self._owned = not self._standard and opened is None
         self._raw = opened or (open_input(path) if self._owned else stdin or sys.stdin.buffer)
         self._counted = _Counted(self._raw)
         self._unpacked: gzip.GzipFile | _Counted = self._counted
@@ -55,6 +60,11 @@ class Stream:
             self._head = self._head[len(_BOM) :]
 
     @property
+    def in_place(self) -> bool:
+        """Whether these are the bytes of a file as it is stored, which can be read from any place of it."""
+        return self._unpacked is self._counted and not self._standard and self._raw.seekable()
+
+    @property
     def consumed(self) -> int:
         """Bytes read from the input so far, as it is stored."""
         return self._counted.count
@@ -62,7 +72,12 @@ class Stream:
     def peek(self, size: int) -> bytes:
         """The next `size` bytes (fewer at the end), which stay to be read."""
         while len(self._head) < size:
-            more = self._next(size - len(self._head))
+            try:
+                more = self._next(size - len(self._head))
+            except InputError:  # told when what came before has been read
+                if not self._head:
+                    raise
+                break
             if not more:
                 break
             self._head += more
@@ -71,7 +86,7 @@ class Stream:
     def read(self, size: int) -> bytes:
         """At most `size` bytes, b"" at the end."""
         data, self._head = self._head[:size], self._head[size:]
-        return data + self._next(size - len(data)) if len(data) < size else data
+        return data or self._next(size)
 
     def _next(self, size: int) -> bytes:
         """What can be read, up to `size` bytes; a failure shows only after all that came before it."""
@@ -81,9 +96,9 @@ class Stream:
             try:
                 part = self._unpacked.read1(missing)
             except EOFError:
-                self._error = "the gzip file is cut off; what came before was read"
+                self._error = f"the gzip file is cut off{_READ_BEFORE}"
             except (gzip.BadGzipFile, zlib.error) as error:
-                self._error = f"the gzip file is damaged ({error}); what came before was read"
+                self._error = f"the gzip file is damaged ({error}){_READ_BEFORE}"
             except OSError as error:
                 self._error = error.strerror or str(error)
             else:
@@ -156,6 +171,8 @@ def recognise(stream: Stream) -> Format:
             raise InputError(f"{stream.name}: is {what}")
     text = head.lstrip()
     if not text and len(head) < 4096:
+        while stream.read(BLOCK):  # or it is cut off: that is told here
+            pass
         return "empty"
     endings = stream.name.lower().removesuffix(".gz").rsplit(".", 1)
     if text.startswith(b"{") or endings[-1] in ("jsonl", "ndjson", "jl"):
@@ -165,6 +182,30 @@ def recognise(stream: Stream) -> Format:
             raise InputError(f"{stream.name}: is one JSON array; write one object on each line (jq -c '.[]' does it)")
         return "jsonl"
     return "csv"
+
+
+@contextmanager
+def in_file(stream: Stream) -> Iterator[BinaryIO]:
+    """What is left of a stream in a temporary file without a name, for a format that is read from its end.
+
+    Raises InputError if it cannot be read, or there is no room for it.
+    """
+    advice = "write it unpacked to a file, and name that"
+    with tempfile.TemporaryFile() as file:
+        size = 0
+        try:
+            while block := stream.read(BLOCK):
+                size += len(block)
+                if size > MOST_UNPACKED:
+                    raise InputError(f"{stream.name}: has more than {MOST_UNPACKED} bytes when unpacked: {advice}")
+                file.write(block)
+            file.seek(0)
+        except InputError as error:  # nothing was read: there was no end to begin with
+            raise InputError(str(error).removesuffix(_READ_BEFORE)) from None
+        except OSError as error:
+            where = f"{tempfile.gettempdir()} ({error.strerror or error})"
+            raise InputError(f"{stream.name}: cannot be unpacked to {where}: set TMPDIR, or {advice}") from None
+        yield file
 
 
 @dataclass(slots=True)

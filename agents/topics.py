@@ -124,7 +124,8 @@ async def create_topics(
             missing = [spec for spec in specs if spec.name not in found]
             copies = replicas or min(REPLICAS, len((await admin.describe_cluster())["brokers"]))
             created = await _create(admin, missing, copies) if missing else []
-    problems = [line for spec in specs if spec.name in found for line in topic_problems(spec, found[spec.name])]
+    there = [(spec, found[spec.name]) for spec in specs if spec.name in found]
+    problems = [line for spec, topic in there for line in topic_problems(spec, topic, settings)]
     return Created(created, problems)
 
 
@@ -137,7 +138,7 @@ async def check_topics(config: Config, settings: Settings, *, retention: float |
     with kafka_errors(settings, "checking topics"):
         async with _admin(settings) as admin:
             found = await _find(admin, [spec.name for spec in specs])
-    return [line for spec in specs for line in topic_problems(spec, found.get(spec.name))]
+    return [line for spec in specs for line in topic_problems(spec, found.get(spec.name), settings)]
 
 
 async def describe_topics(config: Config, settings: Settings) -> list[TopicFound]:
@@ -149,10 +150,10 @@ async def describe_topics(config: Config, settings: Settings) -> list[TopicFound
         return await _with_offsets(settings, [found[name] for name in names if name in found])
 
 
-def topic_problems(spec: TopicSpec, found: TopicFound | None) -> Iterator[str]:
-    """A line for each difference between how a topic must be and how it is, with what to do."""
+def topic_problems(spec: TopicSpec, found: TopicFound | None, settings: Settings) -> Iterator[str]:
+    """A line for each difference between how a topic of `settings` must be and how it is, with what to do."""
     if found is None:
-        yield f"{spec.name}: is missing: `cco topics create` makes it"
+        yield f"{spec.name}: is missing: `cco topics create`, with the same settings, makes it"
         return
     count = len(found.partitions)
     if spec.rule != "any" and count != spec.partitions:
@@ -168,7 +169,8 @@ def topic_problems(spec: TopicSpec, found: TopicFound | None) -> Iterator[str]:
         if wrong:
             yield (
                 f"{spec.name}: {key} is {_readable(key, actual)}, and {must} {_readable(key, demanded)}: kafka-configs"
-                f" --alter --entity-type topics --entity-name {spec.name} --add-config {key}={demanded}"
+                f" --bootstrap-server {','.join(settings.broker_list)} --alter --entity-type topics --entity-name"
+                f" {spec.name} --add-config {key}={demanded}"
             )
 
 

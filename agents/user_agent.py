@@ -161,20 +161,36 @@ class UserAgent:
             store.close()
             raise
 
-    async def close(self, source: int) -> None:
-        """Give a source up: commit what is acknowledged, and let go of its state."""
+    async def close_all(self, seconds: float) -> list[int]:
+        """Give all sources up, within `seconds`. Answers those whose state is not saved as it is."""
+        closing = {source: asyncio.ensure_future(self.close(source)) for source in self._owned}
+        if closing:
+            _, late = await asyncio.wait(closing.values(), timeout=seconds)
+            for task in late:
+                task.cancel()
+        found = await asyncio.gather(*closing.values(), return_exceptions=True)
+        return sorted(source for source, saved in zip(closing, found, strict=True) if saved is not True)
+
+    async def close(self, source: int) -> bool:
+        """Give a source up: commit what is acknowledged, and let go of its state. Answers whether that is all of it."""
         owned = self._owned.pop(source, None)
         self.problems.pop(source, None)
         if owned is None:
-            return
-        async with owned.turn:
-            await owned.sent.flush(FLUSH_SECONDS)
-            loop = asyncio.get_running_loop()
-            try:
-                await loop.run_in_executor(self._compute, owned.partition.finish)
-            except StateError as error:  # what is not committed will be read again
-                get_logger(topic=self.topic, partition=source).error("the last snapshot failed", reason=str(error))
-        self._metrics.release_source(self.topic, source)
+            return True
+        log = get_logger(topic=self.topic, partition=source)
+        try:
+            async with owned.turn:
+                await owned.sent.flush(FLUSH_SECONDS)
+                await asyncio.get_running_loop().run_in_executor(self._compute, owned.partition.finish)
+        except StateError as error:  # what is not committed will be read again
+            log.error("the last snapshot failed", reason=str(error))
+            return False
+        except asyncio.CancelledError:
+            log.error("the last snapshot failed", reason="there was no time left for it")
+            raise
+        finally:
+            self._metrics.release_source(self.topic, source)
+        return True
 
     # -- events -------------------------------------------------------------------------------------
 

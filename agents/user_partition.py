@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from agents.checkpoint import Checkpointer, Position, restore_stages
 from agents.dead_letters import DeadLetter
+from agents.state_errors import StateError
 from agents.state_store import StateStore
 from cco.config import Config
 from cco.delivery import Outbox
@@ -143,14 +144,18 @@ class UserPartition:
                 self._seen_file.write_text(str(self.position))
 
     def finish(self) -> None:
-        """Commit the state as it is, if all that was said is acknowledged, and close it. Raises StateError."""
+        """Commit the state as it is, and close it. Raises StateError, also if not all that was said is acknowledged."""
         checkpoints, self.checkpoints = self.checkpoints, None
         if checkpoints is None:
             return
         if self.acknowledged >= self.position:
             checkpoints.finish(self._stored)
-        else:
-            checkpoints.close()
+            return
+        checkpoints.close()
+        raise StateError(
+            f"{self.log.topic}-{self.source}: Kafka has not acknowledged what offsets {self.acknowledged} to"
+            f" {self.position - 1} said: the state stays at its last commit, and they are read again"
+        )
 
     def _stored(self) -> Position:
         return self.log.at(self.position)

@@ -7,6 +7,7 @@ group. Partitions are opened beside the event loop and read once their state is 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -30,7 +31,10 @@ from agents.log import get_logger
 from agents.metrics import Metrics
 from agents.monitor import Monitor
 from agents.patch_sinks import FileSink, NoSink, Sink, TopicSink
+from agents.pulse import Pulse
 from agents.settings import Settings
+from agents.state_directory import lock
+from agents.state_errors import StateError
 from agents.topics import ITEMS, check_topics
 from agents.transport import BatchApp, BatchConsumer, Fetched, hook_problems
 from agents.user_agent import TICK_SECONDS, UserAgent
@@ -63,6 +67,8 @@ class Worker:
         self.app = make_app(settings, self)
         self.failure: BaseException | None = None
         self.ready = False
+        self.pulse = Pulse()
+        self._saving = False  # a stop has begun, and states are not there yet
         self._assigned: set[TP] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._compute = ThreadPoolExecutor(1, "compute")
@@ -95,7 +101,8 @@ class Worker:
         self.monitor = Monitor(self.metrics, self.condition, self.settings.monitor_host, self.settings.monitor_port)
         await self.monitor.start()
         get_logger().info("worker", name=self.settings.name, group=self.settings.group, monitor=self.monitor.url)
-        for endless in (self._tick_forever(), self._control_forever(), self.items.publish_forever()):
+        listening = self.pulse.listen_forever(self._control, self._read)
+        for endless in (self._tick_forever(), self._control_forever(), self.items.publish_forever(), listening):
             self.spawn(endless)
         if self.elastic is not None:
             from agents.reports import Reporter  # of an extra that others can do without
@@ -107,6 +114,9 @@ class Worker:
 
     async def _warm_up(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._compute, warm_up)
+        gc.freeze()  # what is loaded by now stays
+        gc.enable()
+        self.pulse.warm()
 
     def _make_elastic(self) -> ElasticPublishing | None:
         if not self.settings.elasticsearch_url_list:
@@ -128,15 +138,14 @@ class Worker:
         self._end_within(STOP_SECONDS)
         if not self.ready:
             return
-        self.ready = False
+        self.ready, self._saving = False, True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        closing = [self.users.close(source) for source in self.users.owned()]
+        closing = [self._save()]
         if self.elastic is not None:
-            closing.append(self.elastic.close())
-        with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), CLOSE_SECONDS)
+            closing.append(asyncio.wait_for(self.elastic.close(), CLOSE_SECONDS))
+        await asyncio.gather(*closing, return_exceptions=True)
         with suppress(TimeoutError):
             await asyncio.wait_for(self.producer.stop(), 2.0)
         await self._control.stop()
@@ -145,17 +154,25 @@ class Worker:
         self._compute.shutdown(wait=False, cancel_futures=True)
         self._end_within(LEAVE_SECONDS)
 
+    async def _save(self) -> None:
+        """Give up the sources. States that stay at an earlier commit lose nothing, but are no good end."""
+        unsaved = await self.users.close_all(CLOSE_SECONDS)
+        if unsaved:
+            get_logger().error("the worker ends, and these states are not saved", partitions=unsaved)
+            self.failure = self.failure or StateError("not all states are saved")
+        self._saving = False
+
     def _end_within(self, seconds: float) -> None:
         """Faust's own end waits for the group protocol, for a minute if a rebalance is going on: not we for it."""
 
         def end() -> None:
-            os._exit(0 if self.failure is None else 1)
+            os._exit(0 if self.failure is None and not self._saving else 1)
 
         timer = threading.Timer(seconds, end)
         timer.daemon = True
         timer.start()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
         """Run in the background; a failure ends the worker."""
 
         async def watched() -> None:
@@ -234,6 +251,9 @@ class Worker:
         ends = await self._control.end_offsets([key])
         return begins[key], ends[key]
 
+    def _read(self) -> set[TopicPartition]:
+        return {TopicPartition(self.settings.topic("control"), 0), *(TopicPartition(*tp) for tp in self._assigned)}
+
     async def _log_begin(self, source: int) -> int:
         return (await self._bounds(TP(self.users.topic, source)))[0]
 
@@ -285,6 +305,7 @@ class Worker:
             await self.users.tick()
             await self.items.tick()
             self.condition.note()
+            self.pulse.tick()
             await asyncio.sleep(max(0.01, TICK_SECONDS - (time.monotonic() - began)))
 
 
@@ -365,6 +386,11 @@ def run(config: Config, settings: Settings) -> int:
     problems = hook_problems() + asyncio.run(check_topics(config, settings))
     if problems:
         raise WorkerError("\n".join(problems))
+    mine = "is in use by another worker: give this one a --name and a --state of its own"
+    try:  # for as long as the process lives; when partitions are locked, they may be thrown out by name already
+        lock(settings.state, read_only=False, in_use=mine)
+    except StateError as error:
+        raise WorkerError(str(error)) from None
     (settings.state / "faust").mkdir(parents=True, exist_ok=True)
     worker = Worker(config, settings)
     host = faust.Worker(worker.app, loglevel="WARNING", override_logging=False, redirect_stdouts=False, quiet=True)

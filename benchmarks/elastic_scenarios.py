@@ -8,7 +8,7 @@ CATALOGUE = Task("catalogue", "catalogue.prepare")
 RETAIL = Task("online-retail", "data.prepare", {"name": "online-retail"})
 DEMO = Task("demo", "data.prepare", {"name": "demo"})
 NAIVE, HELPER = "one request a row", "parallel_bulk"
-STALENESS = 2.0  # seconds  # and a second until the refresh: what others may wait for
+STALENESS = 3.0  # seconds  # and a second until the refresh: what others may wait for
 UR = "Universal Recommender's way"
 
 

@@ -235,6 +235,7 @@ async def _own(bench: Bench, found: Stack, story: Story) -> list[float]:
         while (await connection.post("/recommendations", {"user": user}))["history"] != taken:
             if milliseconds(begin) > 1000 * GIVE_UP:
                 break
+            await asyncio.sleep(LOOK)
         times.append(min(milliseconds(begin), 1000 * GIVE_UP))
         await asyncio.sleep(OWN_PAUSE)
     connection.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import cramjam
+import numpy as np
 
 from agents.demo_data import demo_config
 from agents.producing import Messages
@@ -14,12 +15,17 @@ from benchmarks.kafka import purchases
 from benchmarks.measure import Bench
 from benchmarks.scenario import Result
 from cco.config import Config
+from cco.edits_columns import SIZES
+from cco.edits_message import HEADER_BYTES
 
 RANGES = (2_000, 16_384)  # events in a range: moderately busy, and catching up
 
 
 def wire(bench: Bench, name: str, item_partitions: int) -> Result:
-    """Bytes per interaction over all item partitions, as they are and compressed as the producer does."""
+    """Bytes per interaction over all item partitions, as they are and compressed as the producer does.
+
+    Of them `ids` are the texts of ids; `counts` and `priors` are rows per interaction, as are `edits`.
+    """
     config: Config = demo_config() if name == "demo" else purchases()[0]
     log = data.load(bench, name)
     bench.warm_up(lambda: None)
@@ -27,7 +33,8 @@ def wire(bench: Bench, name: str, item_partitions: int) -> Result:
     result: Result = {}
     for size in RANGES:
         partition = UserPartition(config, SourceLog("interactions", 0, 1, "benchmark"), item_partitions)
-        raw = compressed = edits = 0
+        raw = compressed = 0
+        said = np.zeros(8)  # as SIZES has it
         for at in range(0, len(log), size):
             keys, values = messages.encode(log.batch().part(at, at + size))
             records = [
@@ -41,8 +48,12 @@ def wire(bench: Bench, name: str, item_partitions: int) -> Result:
                 raise RuntimeError(told.letters[0].reason)
             raw += sum(len(message) for _, message in told.messages)
             compressed += sum(len(cramjam.zstd.compress(message)) for _, message in told.messages)
-            edits += told.edits
+            for _, message in told.messages:
+                said += SIZES.unpack_from(message, HEADER_BYTES)
+        _, _, of_users, _, of_items, edits, counts, priors = (said / len(log)).tolist()
         result |= {
-            f"bytes_{size}": raw / len(log), f"zstd_{size}": compressed / len(log), f"edits_{size}": edits / len(log)
+            f"bytes_{size}": raw / len(log), f"zstd_{size}": compressed / len(log),
+            f"ids_{size}": of_users + of_items, f"edits_{size}": edits, f"counts_{size}": counts,
+            f"priors_{size}": priors,
         }  # fmt: skip
     return result

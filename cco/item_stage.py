@@ -185,6 +185,14 @@ class ItemStage:
         """The clock time until which every row is exact: of what made the first of them stale; inf if none is."""
         return float(self._counted_at[self._counted_version < self._version].min(initial=np.inf))
 
+    def stale(self) -> int:
+        """Items that are out of date."""
+        return int(np.count_nonzero(self._stale()))
+
+    def _stale(self) -> npt.NDArray[np.bool_]:
+        found: npt.NDArray[np.bool_] = (self._counted_version < self._version) & np.isfinite(self._counted_at)
+        return found
+
     def _spread(self) -> None:
         spread_touches(self._state, self._items.partitions(self._item_partitions), self._partition)
 
@@ -198,7 +206,7 @@ class ItemStage:
 
         Answers None only when every row is exact at `position`; patches may be empty.
         """
-        stale = np.flatnonzero((self._counted_version < self._version) & np.isfinite(self._counted_at))[:limit]
+        stale = np.flatnonzero(self._stale())[:limit]
         if not stale.size:
             return None
         self._spread()
@@ -273,9 +281,14 @@ class ItemStage:
         _make_all_due(self._state, own, self._all)
         self._counted_at[own[np.isinf(self._counted_at[own])]] = now
 
-    def forget_sent(self) -> None:
-        """Another index: every row is to be sent once more, if it is not empty or the index is not known to be."""
+    def forget_sent(self, now: float) -> None:
+        """Another index: every row is to be sent once more, if it is not empty or the index is not known to be.
+
+        Rows that were exact until now age from here on, however long ago they were counted: else all of them would be
+        too old at once. Those that were out of date before are as old as they were.
+        """
         self._fingerprints[:] = self._unsent
+        self._counted_at[self._counted_version == self._version] = now
         known = np.flatnonzero(np.isfinite(self._counted_at))
         self._counted_version[known] = NEVER_COUNTED
 

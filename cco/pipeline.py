@@ -114,10 +114,10 @@ class Pipeline:
         """Every row with entries as full doubles, counted from the state as it is, due or not."""
         return join_rows([stage.exact_rows() for stage in self.item_stages])
 
-    def forget_sent(self) -> None:
+    def forget_sent(self, now: float) -> None:
         """Send every row again: for a new index."""
         for stage in self.item_stages:
-            stage.forget_sent()
+            stage.forget_sent(now)
 
     def resync(self, now: float) -> None:
         """After restoring user stages: tell the (empty) item stages everything."""
@@ -140,6 +140,10 @@ class Pipeline:
     def due(self) -> int:
         """Items with a row that is due."""
         return sum(stage.due() for stage in self.item_stages)
+
+    def stale(self) -> int:
+        """Items with rows that are out of date: what `drain` would count."""
+        return sum(stage.stale() for stage in self.item_stages)
 
     def staleness(self, now: float) -> float:
         """Seconds since the row that is longest out of date was exact."""

@@ -183,10 +183,10 @@ class UserStage:
         state.marks[touched, names] = 0
         state.registers[EDITS] = state.registers[TOUCHED] = 0
         kinds = self._rule.caps.size
-        counted = touched < kinds
+        counted = np.flatnonzero(touched < kinds)
         indicators, counted_items = touched[counted], names[counted]
         counts = state.counts[indicators, counted_items]
-        priors = self._touched_priors(names[~counted], to_all=only is None)
+        priors = self._touched_priors(names[touched == kinds], to_all=only is None)
         partitions, messages = int(self._rule.partitions), []
         of_partition = what >> np.uint32(16)
         of_prior = self._items.partitions(partitions)[priors[1]]

@@ -27,6 +27,11 @@ def shuffle_values(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
     return (hashes >> _SHIFT).astype(np.float32) * np.float32(2.0**-24)
 
 
+def shuffled_from(values: npt.NDArray[np.float32], begin: float) -> npt.NDArray[np.float32]:
+    """The same numbers for an order that begins at `begin` (0 to 1): those below it are one more (float32)."""
+    return values + (values < np.float32(begin))
+
+
 def shuffle_of(item: str) -> float:
     """The number from 0 to below 1 that belongs to an id for ever."""
     data = np.frombuffer(item.encode(), np.uint8)

@@ -59,7 +59,9 @@ __all__ = [
     "WriterStats",
 ]
 
-ROW_LIMITS = Limits()
+# Rows wait so that others need not: a node works on few requests at a time, and documents of users, who wait for them,
+# queue behind all that it has. So requests are small, and few where they take long.
+ROW_LIMITS = Limits(batch_documents=100, latency=0.2)
 USER_LIMITS = Limits(batch_documents=1_000)
 SERVER_TIMEOUT = "5s"  # that Elasticsearch itself waits for a shard: less than the client waits for it
 _ITEM = "items.*.status,items.*._seq_no,items.*._primary_term,items.*.error.type,items.*.error.reason"

@@ -22,8 +22,9 @@ in `exclude_items` and, where `candidates` is given, is among them. Hits come in
    `Hit.score` is positive.
 2. Backfill: the other eligible items that have metadata or any prior, by what `backfill` names: a prior;
    "rank", the property `config.items.rank` as float32 (0 where it is no number or negative; 1e18 at most);
-   or "random", a number from 0 to below 1 that belongs to the id for ever (`backfill.shuffle_of`). Their
-   score is 0.0 and `Hit.backfill` is what orders them.
+   or "random", a number from 0 to below 1 that belongs to the id for ever (`backfill.shuffle_of`), and 1
+   more (in float32) where it is below `shuffle`: the order is one circle of all items, which begins there.
+   Their score is 0.0 and `Hit.backfill` is what orders them.
 
 In each tier the order is by value descending, then by item id (UTF-8 bytes) ascending, so pages of one
 query join without gaps. Ties are common: weights have 9 significant bits. A small share of a prior
@@ -127,6 +128,7 @@ class Query:
     priors: per prior name, the share of the best score that the largest prior is worth.
     backfill: what orders the second tier: a prior, "rank" or "random"; "auto" is "popular", or the first prior
         configured where that is off; None leaves the second tier out.
+    shuffle: where the order "random" begins, 0 to 1 (a float32).
     fields: properties to return; None is all.
     explain: return contributions.
     """
@@ -144,6 +146,7 @@ class Query:
     offset: int = 0
     priors: Mapping[str, float] = field(default_factory=dict)
     backfill: str | None = "auto"
+    shuffle: float = 0.0
     fields: tuple[str, ...] | None = None
     explain: bool = False
 
@@ -196,7 +199,7 @@ class Index(Protocol):
         """Return once everything accepted so far is visible to searches."""
 
     def search(self, query: Query) -> list[Hit]:
-        """The best hits, best first. Raises QueryError."""
+        """The best hits, best first. Raises QueryError, also for more than it looks up in one search."""
 
     def rows(self) -> Rows:
         """The fields published now, by item position, then field; empty ones left out."""
@@ -247,6 +250,7 @@ def check_query(query: Query, config: Config) -> None:
         _number(f"priors.{name}", share, 0.0, MAX_SHARE)
     if query.backfill not in (None, "auto"):
         _known("backfill", query.backfill, "prior", (*config.prior_names, *BACKFILLS))
+    _number("shuffle", query.shuffle, 0.0, 1.0)
     _check_rules(query)
     _ids("exclude_items", query.exclude_items, MAX_EXCLUDED)
     if query.candidates is not None:

@@ -8,7 +8,7 @@ ready for whoever makes the next one. All functions here are for one thread and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,7 @@ def check(client: Elasticsearch, config: Config, names: IndexNames) -> list[Diff
     Raises what the client raises: use `elastic_errors`.
     """
     found: list[Difference] = []
+    newer = for_server(client)
     for kind in KINDS:
         alias = getattr(names, kind)
         wanted = mapping(kind, config)
@@ -77,7 +78,7 @@ def check(client: Elasticsearch, config: Config, names: IndexNames) -> list[Diff
             found.append(problem)
         if index is not None:
             found += _index_differences(client, index, wanted)
-        found += _template_differences(client, alias, wanted)
+        found += _template_differences(client, alias, wanted, newer)
     return found
 
 
@@ -127,14 +128,15 @@ def _create(client: Elasticsearch, alias: str, wanted: Mapped, done: Created, ha
         if kept:
             done.problems.extend(kept)
             return
-    if _template_differences(client, alias, wanted):
-        client.indices.put_index_template(name=alias, **_template(alias, wanted))
+    newer = for_server(client)
+    given = {**settings(), **newer}
+    if _template_differences(client, alias, wanted, newer):
+        client.indices.put_index_template(name=alias, **template(alias, wanted, given))
         done.made.append(f"{alias}: template for {alias}{_VERSIONS}")
     if index is None:
         index = alias + _FIRST
         try:
             # With its alias at once, or a crash between the two would leave an index that nobody uses.
-            given = {**settings(), **for_server(client)}
             aliases: dict[str, Any] = {alias: {}, **({own_alias(index): {}} if has_own else {})}
             client.indices.create(index=index, mappings=wanted, settings=given, aliases=aliases)
         except BadRequestError as error:
@@ -157,7 +159,12 @@ def for_server(client: Elasticsearch) -> Mapped:
     From 9.2 on they would leave vectors out of `_source` otherwise, where rows are read back from.
     """
     nodes = client.nodes.info(filter_path="nodes.*.version").body["nodes"]  # `info()` is not in every server
-    oldest = min(tuple(int(part) for part in node["version"].split(".")[:2]) for node in nodes.values())
+    return for_versions([node["version"] for node in nodes.values()])
+
+
+def for_versions(versions: Iterable[str]) -> Mapped:
+    """The same, by the versions of the nodes ("9.2.0"): all of them must know a setting."""
+    oldest = min(tuple(int(part) for part in version.split(".")[:2]) for version in versions)
     return {"mapping.exclude_source_vectors": False} if oldest >= _EXCLUDES_VECTORS else {}
 
 
@@ -233,16 +240,17 @@ def _index_differences(client: Elasticsearch, index: str, wanted: Mapped) -> lis
     return [*differences(index, wanted, _mapping(client, index)), *of_settings]
 
 
-def _template(alias: str, wanted: Mapped) -> dict[str, Any]:
+def template(alias: str, wanted: Mapped, given: Mapped) -> dict[str, Any]:
+    """What makes the next index behind an alias, by whoever it is made, with this mapping and these settings."""
     return {
         "index_patterns": [alias + _VERSIONS],
         "priority": _TEMPLATE_PRIORITY,
         "version": FORMAT,
-        "template": {"settings": {"index": settings()}, "mappings": wanted},
+        "template": {"settings": {"index": given}, "mappings": wanted},
     }
 
 
-def _template_differences(client: Elasticsearch, alias: str, wanted: Mapped) -> list[Difference]:
+def _template_differences(client: Elasticsearch, alias: str, wanted: Mapped, newer: Mapped) -> list[Difference]:
     """Whatever differs, a template can be put anew: it decides about indices to come alone."""
     where = f"template {alias}"
     try:
@@ -250,10 +258,22 @@ def _template_differences(client: Elasticsearch, alias: str, wanted: Mapped) -> 
     except NotFoundError:
         return [Difference(where, "", "the mapping of the next index", "nothing", in_place=True)]
     found = answer["index_templates"][0]["index_template"]
-    has = found.get("template", {}).get("mappings", {})
-    if has.get("_meta") != wanted["_meta"] or differences(where, wanted, has):
+    made: Mapped = found.get("template", {})
+    has = made.get("mappings", {})
+    if has.get("_meta") != wanted["_meta"] or differences(where, wanted, has) or not has_settings(made, newer):
         return [Difference(where, "", "the mapping of the next index", "another one", in_place=True)]
     return []
+
+
+def has_settings(made: Mapped, wanted: Mapped) -> bool:
+    """Whether a template, as the server answers it, has these settings of an index; they are text there."""
+    for name, value in wanted.items():
+        found: Any = made.get("settings", {}).get("index", {})
+        for part in name.split("."):
+            found = found.get(part, {})
+        if found != str(value).lower():
+            return False
+    return True
 
 
 def unfit(found: list[Difference], kind: Kind, names: IndexNames) -> list[Difference]:

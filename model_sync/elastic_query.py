@@ -8,6 +8,7 @@ asked for only where the page reaches beyond the first.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from model_sync.contract import (
     Contribution,
     Hit,
     Query,
+    QueryError,
     Range,
     Rule,
     backfill_prior,
@@ -42,6 +44,7 @@ MOST_NAMED = 50  # properties that are picked by the server; of more, all are fe
 MOST_WHOLE = 100  # hits of a page whose documents come as they are; of more, the server picks the parts
 _ORDER = [{"_score": {"order": "desc"}}, {"id": {"order": "asc"}}]
 _NOTHING: Body = {"match_none": {}}
+_CLAUSES = re.compile(r"maxClauseCount is set to (\d+)")  # in what Elasticsearch says of too many
 _VALUE_OF = {RANK: "rank", RANDOM: "shuffle"}
 
 
@@ -68,7 +71,7 @@ class _Term:
 def plan(query: Query, config: Config) -> Plan:
     """Answer a query: yields search bodies, is sent the server's answers to them, returns the hits.
 
-    Raises QueryError before it yields anything, and SearchFailed.
+    Raises QueryError before it yields anything, or for what is too large for the server; and SearchFailed.
     """
     check_query(query, config)
     asked = _Asked(query, config)
@@ -79,14 +82,14 @@ def plan(query: Query, config: Config) -> Plan:
     matched = 0
     if terms:
         terms = terms + (yield from _shares(asked))
-        answer = _checked((yield [asked.first_tier(terms)]))[0]
+        answer = _checked(query, (yield [asked.first_tier(terms)]))[0]
         hits = [asked.hit(found, terms) for found in _hits(answer)]
         if len(hits) == query.num:
             return hits
         matched = query.offset + len(hits) if hits or not query.offset else int(answer["hits"]["total"]["value"])
     if query.backfill is not None:
         first = max(0, query.offset - matched)
-        answer = _checked((yield [asked.second_tier(terms, first, query.num - len(hits), hits)]))[0]
+        answer = _checked(query, (yield [asked.second_tier(terms, first, query.num - len(hits), hits)]))[0]
         hits += [asked.hit(found, None) for found in _hits(answer)]
     return hits
 
@@ -96,7 +99,9 @@ def _shares(asked: _Asked) -> Generator[list[Body], list[Mapping[str, Any]], lis
     shares = {name: share for name, share in sorted(asked.query.priors.items()) if share > 0}
     if not shares:
         return []
-    answers = _checked((yield [asked.best(asked.terms), *([asked.best([_Term(PRIORS, n, 1.0)]) for n in shares])]))
+    answers = _checked(
+        asked.query, (yield [asked.best(asked.terms), *([asked.best([_Term(PRIORS, n, 1.0)]) for n in shares])])
+    )
     best, *tops = (np.float32(max((hit["_score"] for hit in _hits(answer)), default=0.0)) for answer in answers)
     found = []
     for (name, share), top in zip(shares.items(), tops, strict=True):
@@ -106,11 +111,14 @@ def _shares(asked: _Asked) -> Generator[list[Body], list[Mapping[str, Any]], lis
     return found
 
 
-def _checked(answers: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The answers if they are whole. Raises SearchFailed."""
+def _checked(query: Query, answers: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The answers if they are whole. Raises SearchFailed; QueryError where the question was too large."""
     for answer in answers:
         if "error" in answer:
             reason = answer["error"]
+            smaller = too_large(query, reason)
+            if smaller is not None:
+                raise smaller
             causes = reason.get("root_cause") or [reason] if isinstance(reason, Mapping) else [{"reason": reason}]
             hint = ": `cco index create` makes it" if causes[0].get("type") == "index_not_found_exception" else ""
             raise SearchFailed(f"Elasticsearch refuses the search: {causes[0].get('reason')}{hint}")
@@ -120,6 +128,26 @@ def _checked(answers: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             why = "it took too long" if answer.get("timed_out") else failed
             raise SearchFailed(f"Elasticsearch has only a part of the answer: {why}: look at its cluster's health")
     return answers
+
+
+def too_large(query: Query, error: object) -> QueryError | None:
+    """What of a query is to be made smaller, if that is what `error`, as Elasticsearch tells it, is about.
+
+    How much it looks up in one search goes by the heap and the threads of its nodes, so nobody knows beforehand.
+    """
+    limit = _CLAUSES.search(str(error))
+    parts = {f"history.{name}": len(set(ids)) for name, ids in query.history.items() if query.weights.get(name) != 0}
+    for name, given in (("include", query.include), ("exclude", query.exclude)):
+        parts[name] = sum(len(set(rule.values)) for rule in given if rule.match == "all")
+    if limit is None or not any(parts.values()):
+        return None
+    path = max(parts, key=parts.__getitem__)
+    what = "items" if path.startswith("history") else 'values of rules with match "all"'
+    return QueryError(
+        path,
+        f"{parts[path]} {what}, of {sum(parts.values())} things to look up in all: this Elasticsearch takes at most"
+        f" {limit[1]} in one question; give fewer, or ask with fewer indicators",
+    )
 
 
 def _hits(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -177,8 +205,12 @@ class _Asked:
         name = backfill_prior(self.query, self._config)
         rest = partial(self._bool, also=[there], never=never)
         if name in _VALUE_OF:
-            value = {"field_value_factor": {"field": _VALUE_OF[name], "missing": 0}}
-            ranked = {"function_score": {"query": rest(), "functions": [value], "boost_mode": "replace"}}
+            values: list[Body] = [{"field_value_factor": {"field": _VALUE_OF[name], "missing": 0}}]
+            if name == RANDOM and self.query.shuffle > 0:
+                below = {"range": {_VALUE_OF[RANDOM]: {"lt": _float32(self.query.shuffle)}}}
+                values.append({"filter": below, "weight": 1})
+            modes = {"score_mode": "sum", "boost_mode": "replace"}
+            ranked = {"function_score": {"query": rest(), "functions": values, **modes}}
         elif name in self._config.prior_names:
             ranked = rest(should=[_Term(PRIORS, name or "", 1.0).scored()], minimum_should_match=0)
         else:

@@ -7,14 +7,14 @@ from typing import Any, cast
 from urllib.parse import quote
 
 import msgspec
-from elasticsearch import AsyncElasticsearch
+from elasticsearch import ApiError, AsyncElasticsearch
 
 from cco.config import Config
 from cco.vocabulary import id_problem
 from model_sync.contract import Hit, Query
 from model_sync.elastic_client import ElasticProblem, IndexNames, elastic_errors
 from model_sync.elastic_index import known_properties
-from model_sync.elastic_query import Body, SearchFailed, plan
+from model_sync.elastic_query import Body, SearchFailed, plan, too_large
 from model_sync.elastic_users import UserHistory, user_history
 from model_sync.metadata import Properties
 
@@ -31,7 +31,7 @@ class AsyncElasticReader:
         self._path = f"/{quote(names.items, safe='')}/_search"
 
     async def search(self, query: Query) -> list[Hit]:
-        """The best hits, best first. Raises QueryError too."""
+        """The best hits, best first. Raises QueryError too, also for what is too large for this Elasticsearch."""
         steps = plan(query, self._config)
         answers: Any = None
         with elastic_errors():
@@ -42,7 +42,13 @@ class AsyncElasticReader:
                     return cast(list[Hit], done.value)
                 except SearchFailed as error:
                     raise ElasticProblem(str(error)) from None
-                answers = await self._answers(bodies)
+                try:
+                    answers = await self._answers(bodies)
+                except ApiError as error:
+                    smaller = too_large(query, error.body)
+                    if smaller is not None:
+                        raise smaller from None
+                    raise
 
     async def _answers(self, bodies: list[Body]) -> list[Mapping[str, Any]]:
         """In one request, a plain one where there is one thing to ask."""

@@ -45,8 +45,9 @@ from model_sync.elastic_versions import (
 
 HEARTBEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 180.0  # that Elasticsearch may be away
-NOBODY_SECONDS = 5.0  # after which no agent is taken to be alive
-STANDSTILL_SECONDS = 10.0  # after which those that are have taken over all that they will
+NOBODY_SECONDS = 5.0  # without a document of theirs, after which no agent is taken to be alive
+SILENT_SECONDS = 60.0  # the same, as long as some say that they are
+STANDSTILL_SECONDS = 10.0  # after which those that write have taken over all that they will
 TAKE_OVER_SECONDS = 900.0  # at most
 LOOK_SECONDS = 0.5
 
@@ -81,14 +82,16 @@ def rebuilding(
     take_over: bool = False,
     source: str = "",
     tell: Callable[[str], None] = lambda _: None,
+    someone_writes: Callable[[Elasticsearch], bool] = lambda _: False,
 ) -> Iterator[Rebuilding]:
     """Enter before computing: makes the fresh index, which is the lock. Unless `publish` has swapped it, it is removed.
 
     `source`: what the model is made from, in a word, for whoever looks. `tell` is called with a sentence for each step.
+    `someone_writes`: whether agents that would write the index say that they are there; looked at while none does.
     Raises ElasticProblem, also if another rebuild is going on; `take_over` sets that one aside.
     """
     with sync_client(options) as client:
-        swap = Rebuilding(client, names(options), config, source, tell)
+        swap = Rebuilding(client, names(options), config, source, tell, someone_writes)
         try:
             swap.begin(take_over)
             yield swap
@@ -100,9 +103,16 @@ class Rebuilding:
     """One rebuild, from its lock to the swap."""
 
     def __init__(
-        self, client: Elasticsearch, names: IndexNames, config: Config, source: str, tell: Callable[[str], None]
+        self,
+        client: Elasticsearch,
+        names: IndexNames,
+        config: Config,
+        source: str,
+        tell: Callable[[str], None],
+        someone_writes: Callable[[Elasticsearch], bool],
     ) -> None:
         self._client, self._names, self._config, self._tell = client, names, config, tell
+        self._someone_writes = someone_writes
         self._patience = Patience(PATIENCE_SECONDS, self._check, tell)
         self._chance = random.Random()
         self._is_made = self._is_lost = self._is_published = False
@@ -281,13 +291,21 @@ class Rebuilding:
             now = time.monotonic()
             if found > share:
                 share, changed = found, now
-            quiet = NOBODY_SECONDS if share == 0 else STANDSTILL_SECONDS
-            if share == 1 or now - changed > quiet or now - began > TAKE_OVER_SECONDS:
+            if share == 1 or self._is_over(share, now - changed) or now - began > TAKE_OVER_SECONDS:
                 break
             time.sleep(LOOK_SECONDS)
         if share:
             self._tell(f"live agents have written {share:.0%} of {self.index}")
         return share
+
+    def _is_over(self, share: float, quiet: float) -> bool:
+        """Whether nobody is waited for any more, after `quiet` s without another document of theirs."""
+        if share:
+            return quiet > STANDSTILL_SECONDS
+        if quiet <= NOBODY_SECONDS:
+            return False
+        someone = self._patience("looking for agents", partial(self._someone_writes, self._client))
+        return quiet > SILENT_SECONDS or not someone
 
     def _owned(self, ids: list[str]) -> int:
         answer = self._client.mget(index=self.index, ids=ids, source_includes=["owner"])

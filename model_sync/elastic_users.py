@@ -24,7 +24,7 @@ class UserDocument(NamedTuple):
     body: bytes
 
 
-MOST_ITEMS = 1_000  # of an indicator: a query asks with no more of them
+MOST_ITEMS = 10_000  # of an indicator, as many as a user_cap allows: a query leaves out all that was done
 
 _encode = msgspec.json.Encoder().encode
 

@@ -17,7 +17,7 @@ from cco.config import Config
 from cco.rows import Patches, Rows
 from cco.vocabulary import Vocabulary
 from model_sync import inverted
-from model_sync.backfill import RANDOM, RANK, rank_value, shuffle_values
+from model_sync.backfill import RANDOM, RANK, rank_value, shuffle_values, shuffled_from
 from model_sync.contract import (
     PRIORS,
     Contribution,
@@ -330,7 +330,7 @@ class MemoryIndex:
             return self._rank
         values = np.zeros(self._alive.size, np.float32)
         if name == RANDOM:
-            values[: self._hashes.size] = shuffle_values(self._hashes)
+            values[: self._hashes.size] = shuffled_from(shuffle_values(self._hashes), query.shuffle)
             return values
         return self._priors[self._prior[name]] if name in self._prior else values
 

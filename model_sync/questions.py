@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from model_sync.contract import MAX_HISTORY, QueryError, Rule, rules
-from model_sync.metadata import Scalar, shown
+from model_sync.metadata import Scalar, moment, shown
 
 MAX_LATEST = 1_000  # items per indicator that a user's own history asks with
 MAX_BASKET = 1_000
+_DAY = 86_400_000  # milliseconds
 
 Values = Scalar | Iterable[Scalar]
 
@@ -98,3 +101,16 @@ def latest(history: Mapping[str, list[str]]) -> dict[str, list[str]]:
         each = MAX_HISTORY // sum(map(bool, asked.values()))
         asked = {name: ids[:each] for name, ids in asked.items()}
     return asked
+
+
+def random_begin(date: str | None, user: str | None, asked: Mapping[str, list[str]]) -> float:
+    """Where the random order of a question begins (`Query.shuffle`): elsewhere for each user, and on each day (UTC).
+
+    Without a user it goes by what is asked with, so that pages of one question join. `date`: ISO 8601; None is the
+    machine's clock.
+    """
+    day = (moment(date or datetime.now(UTC).isoformat()) or 0) // _DAY
+    about = [user] if user is not None else [item for ids in asked.values() for item in ids]
+    text = "\0".join([str(day), *about])
+    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()  # what is no id is no error here
+    return int.from_bytes(digest[:3]) / 2**24  # as exact in float32 as the numbers of the ids

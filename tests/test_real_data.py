@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from agents.engine import Engine
 from agents.files import read_events
 from cco.batch import rebuild
-from cco.config import Config, parse_config
+from cco.config import Config, make_config, parse_config
 from cco.event_data import EventBatch
 from cco.events import EventParser
 from cco.model_file import encode
@@ -84,12 +85,32 @@ def test_stream_equals_batch(data: str, name: str, text: str) -> None:
         check(config, engine, events, points=3)
 
 
-def test_stream_equals_batch_on_the_demo_set() -> None:
-    """The first 300,000 purchases of the demo, with its three indicators; `make demo` compares the whole year."""
-    from agents.demo_data import demo_config, load_purchases
+DEMO: dict[str, tuple[int | None, dict[str, Any]]] = {  # the first so many purchases, and what differs from the demo
+    "as it is, the whole year": (None, {}),
+    "windows, partitions": (
+        300_000,
+        {
+            "cap": {"user_cap": 150, "top_k": 10},
+            "retention": {"sampling": "recent", "window": "30d", "visitor_window": "9d", "min_primary": 5,
+                          "source_partitions": 3},
+            "priors": {"recent": "7d", "hot": "30d"},
+            "anti_correlations": True,
+        },
+    ),
+}  # fmt: skip
 
-    config = demo_config()
-    with Engine(config, threads=2) as engine:
-        purchases = load_purchases().first(300_000)
+
+@pytest.mark.parametrize("name", DEMO)
+def test_stream_equals_batch_on_the_demo_set(name: str) -> None:
+    """With the demo's three indicators."""
+    from agents.demo_data import DEMO_CONFIG, load_purchases
+
+    limit, changes = DEMO[name]
+    tables: dict[str, Any] = {**DEMO_CONFIG, **changes}
+    cap = tables.pop("cap", {})
+    tables["indicators"] = {of: {**table, **cap} for of, table in tables["indicators"].items()}
+    config = make_config(tables, name)
+    with Engine(config, item_partitions=2, threads=2) as engine:
+        purchases = load_purchases().first(limit)
         events = EventBatch.join(list(purchases.batches(config, engine.users, engine.items, 50_000)))
-        check(config, engine, events, points=2)
+        check(config, engine, events, points=3)

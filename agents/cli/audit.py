@@ -56,7 +56,7 @@ def audit(
     """Compare the indices, the shared copies and the log, document by document. Exit code 1 if something differs.
 
     Rows, metadata and histories are computed in batch from the log, and must be what is published, byte for byte.
-    Events may go on meanwhile.
+    Events may go on meanwhile. States are compared that worker.share or --state leads to.
     """
     from agents.archive import Archive
     from agents.audit import Auditor
@@ -121,7 +121,7 @@ def _print(found: Audit, repair: bool) -> None:
     if len(found.differences) > SHOWN:
         print(f"and {len(found.differences) - SHOWN:,} more (--json names all)")
     if found.ok:
-        print("everything is as the log says")
+        print("everything is as the log says" if not found.notes else "all that was compared is as the log says")
     elif any(difference.kind == "state" for difference in found.differences):
         print("a state that differs: stop its worker and remove it and its shared copies, or use a seed")
     elif not repair:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,7 +86,10 @@ def replay(
         progress("streaming", quiet=json) as bar,
     ):
         with intake.taking(bar) as take:
-            done = stream(engine, events, state=state, every=checkpoint_every, on_chunk=take)
+            done = stream(
+                engine, events, state=state, every=checkpoint_every, on_chunk=take,
+                on_drain=lambda done, total: bar(done, total, "publishing what waited"),
+            )  # fmt: skip
         intake.conclude(done.resumed, done.rejected - intake.rejected)
         size = 0
         if model is not None:
@@ -143,12 +147,49 @@ _LABELS = {
     "seconds": "time",
     "peak_memory_bytes": "peak memory",
 }
+_SHARES = ("same", "live_share")  # of the numbers with a point; the others are seconds
 
 
-def _number(value: object) -> str:
+def _text(name: str, value: object) -> str:
+    """A value of a report, for people."""
+    if value is None or value in ((), [], {}):
+        return "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{_label(of)} {_text(of, part)}" for of, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(name, part) for part in value)
     if isinstance(value, float):
-        return f"{value:,.3f} s"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        return f"{value:.1%}" if name in _SHARES else f"{value:,.3f} s"
+    if isinstance(value, int):
+        return size_text(value) if "bytes" in name else f"{value:,}"
+    return str(value)
+
+
+def _label(name: str) -> str:
+    return "time" if name == "seconds" else name.replace("_", " ")
+
+
+def _lines(name: str, value: Any, model: str | None) -> Iterator[tuple[str, str]]:
+    """What a value of the report is called, and what it is, for people."""
+    label = _LABELS.get(name, name)
+    if name == "model_bytes":
+        yield label, f"{size_text(value)}, {model}" if model else "not written (--model FILE writes it)"
+    elif name == "offsets":
+        yield label, ", ".join(f"{partition}:{offset}" for partition, offset in value.items()) or "none"
+    elif name == "seeds":
+        yield label, f"in {value['share']}"
+        for partition, seed in value["partitions"].items():
+            yield f"  partition {partition}", _seed(seed)
+    else:
+        yield label, _text(name, value)
+
+
+def _seed(told: Mapping[str, Any]) -> str:
+    """What became of the seed of a partition; see `agents.seeds.write_seeds`."""
+    up_to = f"up to offset {told['offset']:,}"
+    if not told["written"]:
+        return f"{up_to}: not written, for what is there goes as far ({told.get('file', 'gone by now')})"
+    return f"{up_to}: {told['users']:,} users, {size_text(told['bytes'])}, {told['file']}"
 
 
 def show(report: dict[str, Any], model: str | None, json: bool) -> None:
@@ -156,17 +197,6 @@ def show(report: dict[str, Any], model: str | None, json: bool) -> None:
     if json:
         print_json(report)
         return
-    for key, value in report.items():
-        if key == "model_bytes":
-            text = f"{size_text(value)}, {model}" if model else "not written (--model FILE writes it)"
-        elif key.endswith("bytes"):
-            text = size_text(value)
-        elif key == "offsets":
-            text = ", ".join(f"{partition}:{offset}" for partition, offset in value.items()) or "none"
-        elif isinstance(value, list):
-            text = ", ".join(map(_number, value))
-        elif isinstance(value, dict):
-            text = ", ".join(f"{name.replace('_', ' ')} {_number(number)}" for name, number in value.items())
-        else:
-            text = _number(value)
-        print(f"{_LABELS.get(key, key):<22}{text}", file=sys.stderr if model == STANDARD_OUTPUT else sys.stdout)
+    for name, value in report.items():
+        for label, text in _lines(name, value, model):
+            print(f"{label:<22}{text}", file=sys.stderr if model == STANDARD_OUTPUT else sys.stdout)

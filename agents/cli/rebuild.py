@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -208,7 +209,7 @@ def rebuild(
 
     def once() -> None:
         intake = Intake(strict, dead_letters)
-        output = _Output(model, exact, json)
+        output = _Output(model, exact, json, _telling(json, service=every is not None))
         show(_rebuilt(wanted, settings, kafka, intake, output, threads or _cores()), model, json)
 
     if kafka is None or every is None:
@@ -227,6 +228,18 @@ class _Output:
     model: str | None
     exact: bool
     json: bool
+    tell: Callable[[str], None]  # of steps and troubles, where no progress bar shows them
+
+
+def _telling(json: bool, service: bool) -> Callable[[str], None]:
+    """What tells of steps and troubles of publishing where no progress bar does: lines for whoever keeps them."""
+    if sys.stderr.isatty() and not json:
+        return lambda words: None
+    if service:
+        from agents.log import get_logger
+
+        return lambda words: get_logger().info(words)
+    return lambda words: print(f"cco: {words}", file=sys.stderr)
 
 
 def _rebuilt(
@@ -234,11 +247,13 @@ def _rebuilt(
 ) -> dict[str, Any]:
     """One rebuild, from reading to publishing; answers its report."""
     begin = time.perf_counter()
-    with (
-        progress("reading", quiet=output.json) as bar,
-        _publishing(wanted, config, settings, bar) as publishes,
-        ExitStack() as opened,
-    ):
+    with progress("reading", quiet=output.json) as bar, ExitStack() as opened:
+
+        def tell(words: str) -> None:
+            bar(1, None, words)
+            output.tell(words)
+
+        publishes = opened.enter_context(_publishing(wanted, config, settings, tell))
         computed, counted, reading = _computed(wanted, config, settings, intake, bar, threads, opened)
         intake.conclude(counted.resumed)
         size = 0
@@ -248,7 +263,7 @@ def _rebuilt(
             bar(1, None, "writing the model")
             rows = computed.exact_rows() if output.exact else computed.rows()
             size = write_model(output.model, encode(rows, computed.items, config))
-        done = {} if settings is None else _handed_on(wanted, config, settings, computed, counted, publishes, bar)
+        done = {} if settings is None else _handed_on(wanted, config, settings, computed, counted, publishes, tell)
     return {
         "events": intake.accepted,
         "rejected": intake.rejected,
@@ -294,7 +309,9 @@ def _settings(config: Path | None, wanted: _Wanted, flags: dict[str, Any]) -> tu
 
 
 @contextmanager
-def _publishing(wanted: _Wanted, config: Config, settings: Settings | None, bar: Bar) -> Iterator[_Publish | None]:
+def _publishing(
+    wanted: _Wanted, config: Config, settings: Settings | None, tell: Callable[[str], None]
+) -> Iterator[_Publish | None]:
     """What publishes the model; entered before anything is read, for that is the lock. None without --publish."""
     if not wanted.publish or settings is None:
         yield None
@@ -307,14 +324,15 @@ def _publishing(wanted: _Wanted, config: Config, settings: Settings | None, bar:
         take_over=wanted.take_over,
         allow_smaller=wanted.allow_smaller,
         source=wanted.words(),
-        tell=lambda words: bar(1, None, words),
+        in_part=wanted.ends is not None,
+        tell=tell,
     ) as publish:
         yield publish
 
 
 def _handed_on(
     wanted: _Wanted, config: Config, settings: Settings, model: Computed, counted: Progress,
-    publish: _Publish | None, bar: Bar,
+    publish: _Publish | None, tell: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Write the seeds and publish the model, if that is wanted; answers what the report says of a model of the log."""
     from agents.rebuilding import Rebuilt
@@ -328,7 +346,7 @@ def _handed_on(
         from cco.batch import Model
 
         assert isinstance(model, Model)  # see `_Wanted.check`
-        bar(1, None, "writing the seeds")
+        tell("writing the seeds")
         found["seeds"] = write_seeds(Rebuilt(config, settings, model, offsets))
     if publish is not None:
         found["published"] = publish(Rebuilt(config, settings, model, offsets))

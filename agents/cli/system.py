@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from agents.cli.common import DIFFERENT, JsonFlag, Threads, out, print_json
+from agents.cli.common import DIFFERENT, JsonFlag, Threads, out, print_json, progress
 
 _MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failure": "[red]failure[/]"}
 
@@ -47,9 +47,11 @@ def demo(
     json: JsonFlag = False,
 ) -> None:
     """Stream a year of real purchases through the engine, and prove on the spot that stream equals batch."""
-    from agents.demo import Demo
+    with progress("loading a year of purchases", quiet=json):
+        from agents.demo import Demo
 
-    report = Demo(limit=events, threads=threads, quiet=json).run()
+        shown = Demo(limit=events, threads=threads, quiet=json)
+    report = shown.run()
     if json:
         print_json(report)
     if not report["equal"]:

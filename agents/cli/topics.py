@@ -21,6 +21,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+ItemPartitions = Annotated[
+    int | None,
+    typer.Option(
+        "--item-partitions", help="Partitions of the topic edits. Default: as `cco config`.", show_default=False
+    ),
+]
+Patches = Annotated[
+    str | None,
+    typer.Option(
+        "--patches", help='"topic": there is a topic of patches, too. Default: as `cco config`.', show_default=False
+    ),
+]
 RetentionDays = Annotated[
     int | None,
     typer.Option(
@@ -38,6 +50,8 @@ def create(
     file: SettingsFile = None,
     brokers: Brokers = None,
     prefix: TopicPrefix = None,
+    item_partitions: ItemPartitions = None,
+    patches: Patches = None,
     retention_days: RetentionDays = None,
     replicas: Annotated[
         int | None,
@@ -56,7 +70,7 @@ def create(
 
     from agents.topics import create_topics
 
-    config, settings = _load(file, brokers, prefix)
+    config, settings = _load(file, brokers, prefix, item_partitions, patches)
     retention = _seconds(retention_days)
     done = asyncio.run(create_topics(config, settings, retention=retention, replicas=replicas))
     if json:
@@ -72,6 +86,8 @@ def check(
     file: SettingsFile = None,
     brokers: Brokers = None,
     prefix: TopicPrefix = None,
+    item_partitions: ItemPartitions = None,
+    patches: Patches = None,
     retention_days: RetentionDays = None,
     json: JsonFlag = False,
 ) -> None:
@@ -80,7 +96,7 @@ def check(
 
     from agents.topics import check_topics
 
-    config, settings = _load(file, brokers, prefix)
+    config, settings = _load(file, brokers, prefix, item_partitions, patches)
     problems = asyncio.run(check_topics(config, settings, retention=_seconds(retention_days)))
     if json:
         print_json({"ok": not problems, "problems": problems})
@@ -92,14 +108,19 @@ def check(
 
 @app.command("describe")
 def describe(
-    file: SettingsFile = None, brokers: Brokers = None, prefix: TopicPrefix = None, json: JsonFlag = False
+    file: SettingsFile = None,
+    brokers: Brokers = None,
+    prefix: TopicPrefix = None,
+    item_partitions: ItemPartitions = None,
+    patches: Patches = None,
+    json: JsonFlag = False,
 ) -> None:
     """Show the topics: settings, and for each partition its leader, its first offset and the one after its last."""
     import asyncio
 
     from agents.topics import describe_topics, topic_specs
 
-    config, settings = _load(file, brokers, prefix)
+    config, settings = _load(file, brokers, prefix, item_partitions, patches)
     found = asyncio.run(describe_topics(config, settings))
     there = {topic.name for topic in found}
     missing = [spec.name for spec in topic_specs(config, settings) if spec.name not in there]
@@ -111,10 +132,13 @@ def describe(
         raise NothingFound(f"Kafka at {settings.brokers} has none of the topics: `cco topics create` makes them")
 
 
-def _load(file: Any, brokers: str | None, prefix: str | None) -> tuple[Config, Settings]:
+def _load(
+    file: Any, brokers: str | None, prefix: str | None, item_partitions: int | None, patches: str | None
+) -> tuple[Config, Settings]:
     from agents.settings import load_settings
 
-    return load_settings(file, {"brokers": brokers, "topic_prefix": prefix})
+    flags = {"brokers": brokers, "topic_prefix": prefix, "item_partitions": item_partitions, "patches": patches}
+    return load_settings(file, flags)
 
 
 def _seconds(days: int | None) -> float | None:

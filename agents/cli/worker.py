@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,7 @@ def worker(
 
     Every setting has a place in the file and an environment variable too.
     """
+    gc.disable()  # until all is loaded: looking through that again and again takes a tenth of a start
     from agents.log import set_up
     from agents.settings import load_settings
 

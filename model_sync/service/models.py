@@ -98,7 +98,9 @@ class Question(Struct, forbid_unknown_fields=True, kw_only=True, rename={"from_"
         Meta(
             max_length=64,
             description='What orders the items that the history says nothing about: a prior, "random", "rank" (a'
-            ' property of the items), "auto" (popular) or "none" (leave them out).',
+            ' property of the items), "auto" (popular) or "none" (leave them out). "random" is one order of all items,'
+            " a circle, that begins elsewhere for each user (without one, for what is asked with) and on each day of"
+            " `current_date` (UTC), so pages join.",
         ),
     ] = "auto"
     fields: Annotated[

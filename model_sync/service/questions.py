@@ -8,9 +8,10 @@ from cco.config import Config
 from cco.config_errors import nearest
 from cco.vocabulary import id_problem
 from model_sync.availability import available
+from model_sync.backfill import RANDOM
 from model_sync.contract import MAX_EXCLUDED, Boost, Query, QueryError, Range, Rule
 from model_sync.metadata import moment, shown
-from model_sync.questions import asked_history, at_most_one, latest
+from model_sync.questions import asked_history, at_most_one, latest, random_begin
 from model_sync.service.models import Question, RuleModel
 
 
@@ -28,6 +29,7 @@ def query_of(question: Question, config: Config, own: Mapping[str, list[str]], n
     `now` is the date (ISO 8601) where the question names none. Raises QueryError with the request's paths, the
     index another one with the query's (`model_sync.service.problems.of_query` knows both).
     """
+    own = {name: ids for name, ids in own.items() if name in config.indicators}  # it may be as of another cco.toml
     whole = asked_history(config.primary, question.item, question.items, question.history, own)
     date = now if question.current_date is None else question.current_date
     if moment(date) is None:
@@ -48,6 +50,7 @@ def query_of(question: Question, config: Config, own: Mapping[str, list[str]], n
         offset=question.from_,
         priors=question.priors,
         backfill=None if question.backfill == "none" else question.backfill,
+        shuffle=random_begin(date, question.user, whole) if question.backfill == RANDOM else 0.0,
         fields=None if question.fields is None else tuple(question.fields),
         explain=question.explain,
     )

@@ -19,7 +19,7 @@ from model_sync.contract import Hit, Query
 from model_sync.service.app import body_of
 from model_sync.service.prediction_io import PROBLEMS, check_access, described, in_its_form, json_answer
 from model_sync.service.routes import PlainRoute
-from model_sync.service.service import Service
+from model_sync.service.service import Service, new_id
 from model_sync.service.universal_recommender_query import AskedQuery, Defaults, parse_query, ranks_of, translate
 
 ID_HEADER = "X-Recommendation-Id"
@@ -53,7 +53,7 @@ def _router(service: Service, defaults: Defaults, needs_key: bool) -> APIRouter:
         history = await service.store.history(asked.user) if asked.user and known else _NOBODY
         query = translate(asked, history, service.config, service.now(), defaults)
         if asked.num == 0:
-            return json_answer(200, {"itemScores": []})
+            return json_answer(200, {"itemScores": []}, {ID_HEADER: new_id()})
         given, hits = await service.search(query)
         scores = [{"item": hit.item, "score": hit.score} for hit in hits]
         if asked.withRanks:

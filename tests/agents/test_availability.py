@@ -71,6 +71,18 @@ def test_the_names_of_the_properties_are_configured() -> None:
     assert make_config({"items": {"rank": "position"}}).epoch == make_config({}).epoch
 
 
+def test_random_backfill_begins_elsewhere_for_each_user_and_day() -> None:
+    engine = shop()
+
+    def order(user: str, now: str = JUNE) -> tuple[str, ...]:
+        return tuple(hit.item for hit in engine.recommend(user=user, backfill="random", now=now))
+
+    assert order("new") == order("new", "2024-06-01T23:00:00Z")
+    assert len({order(f"new {k}") for k in range(20)}) > 1
+    assert len({order("new", f"2024-06-{day}") for day in range(10, 30)}) > 1
+    assert len(order("\ud800")) == 3  # what is no id is nobody
+
+
 def test_the_limit_of_rules_leaves_room_for_those_of_availability() -> None:
     engine = shop()
     assert names(engine, ranges=(), exclude={f"field {k}": "x" for k in range(64)}) == ["x", "y", "z"]

@@ -90,3 +90,19 @@ def test_an_item_file_without_line_breaks_is_explained(events: Path, capsys: Cap
     assert main([str(argument) for argument in arguments]) == 2
     said = capsys.readouterr().err
     assert "the first line is longer than 1048576 bytes: is it CSV at all?" in said
+
+
+def test_progress_on_a_terminal(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar goes on to the end: also while rows are published that waited."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("agents.engine.PUBLISH_ITEMS", 1)
+    monkeypatch.setattr("agents.engine.LEAST_PUBLISH_SECONDS", 0.0)
+    (tmp_path / "events.csv").write_text(
+        "user,item,event\n" + "".join(f"u{k % 9},i{k},purchase\n" for k in range(3000))
+    )
+    assert main(["replay", str(tmp_path / "events.csv")]) == 0
+    assert "publishing what waited" in capsys.readouterr().err
+    assert main(["replay", str(tmp_path / "events.csv"), "--json"]) == 0
+    assert capsys.readouterr().err == ""

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from agents import condition
+from agents import condition, pulse
 from agents.condition import WorkerCondition
+from agents.pulse import HUNG_SECONDS, SILENT_SECONDS, Pulse
 
 LOGGED = 1_700_000_000.0  # epoch seconds
 
@@ -24,18 +25,21 @@ class World:
             topic="interactions", problems={}, checkpoints=dict, owned=lambda: {0: self.source},
             log_end=lambda source: self.end,
         )  # fmt: skip
+        told = SimpleNamespace(monotonic=lambda: self.clock, time=lambda: LOGGED + self.clock)
+        monkeypatch.setattr(condition, "time", told)
+        monkeypatch.setattr(pulse, "time", told)
+        self.pulse = Pulse()
         worker: Any = SimpleNamespace(
-            failure=None, elastic=None, assignment={TP("interactions", 0)}, users=users,
+            failure=None, pulse=self.pulse, elastic=None, assignment={TP("interactions", 0)}, users=users,
             settings=SimpleNamespace(topic_prefix=""), config=SimpleNamespace(max_staleness=60.0),
             items=SimpleNamespace(topic="edits", fenced=set(), owned=dict),
         )  # fmt: skip
         self.condition = WorkerCondition(worker)
-        told = SimpleNamespace(monotonic=lambda: self.clock, time=lambda: LOGGED + self.clock)
-        monkeypatch.setattr(condition, "time", told)
 
     def look(self, seconds: float, position: int, end: int, ago: float | None = None) -> str:
         """The mode so many seconds later; `ago`: when what was applied last was logged."""
         self.clock += seconds
+        self.pulse.answer()
         self.end, self.source.position = end, position
         self.source.log_time = None if ago is None else LOGGED + self.clock - ago
         return str(self.condition.mode())
@@ -78,3 +82,28 @@ def test_one_that_stands_still_is_behind_whatever_the_clocks_say(world: World, a
     assert [world.look(5, 100, 200, ago) for _ in range(3)] == ["catching_up"] * 3
     assert world.look(60, 100, 200, ago) == "lambda"
     assert world.look(5, 200, 200, ago) == "kappa"
+
+
+def test_a_worker_that_hears_nothing_of_kafka_does_not_say_that_all_is_well(world: World) -> None:
+    assert world.look(0, 100, 100) == "kappa"
+    world.clock += SILENT_SECONDS
+    assert world.condition.mode() == "kappa"
+    world.clock += 1
+    assert world.condition.mode() == "catching_up"
+    said = f"Kafka has not answered for {SILENT_SECONDS + 1:.0f} s"
+    assert [text for text in world.condition.readiness() if text.startswith(said)]
+    assert world.condition.health() == []  # it is not the worker that is to be started again
+    assert world.look(0, 100, 100) == "kappa"
+
+
+def test_a_worker_whose_rounds_have_ceased_is_to_be_started_again(world: World) -> None:
+    assert world.look(10 * HUNG_SECONDS, 100, 100) == "kappa"
+    assert world.condition.health() == []  # its kernels are still being compiled
+    world.pulse.tick()  # with nothing to compute
+    assert world.look(10 * HUNG_SECONDS, 100, 100) == "kappa"
+    world.pulse.warm()
+    assert world.look(HUNG_SECONDS, 100, 100) == "kappa"
+    assert world.look(1, 100, 100) == "lambda"
+    assert world.condition.health() == [f"the worker hangs: nothing was computed for {HUNG_SECONDS + 1:.0f} s"]
+    world.pulse.tick()
+    assert world.condition.health() == []

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from agents.engine import Engine
+from agents.engine_state import restore
 from agents.state_errors import StateError
 from agents.state_store import StateStore
 from cco.config import Config, parse_config
@@ -22,24 +24,41 @@ from tests.shared import FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("CCO_CRASH_SEED", "20261122"))
-KILLS = 12
+KILLS = 6  # of each configuration
 LONGEST = 1.5  # seconds that a run lives which is killed by the clock: it may not have begun yet
 MOST = 3_000_000  # bytes of commits after which a run is killed otherwise
 TICK = 0.002  # seconds between two looks at a run
 
-CONFIG = """
-primary = "purchase"
+CONFIGS = {
+    "uniform": """
 [indicators.purchase]
 removed_by = ["return"]
 [retention]
 source_partitions = 3
 [priors]
 hot = "90d"
-"""
+""",
+    "recent, windows": """
+[indicators.purchase]
+removed_by = ["return"]
+user_cap = 60
+[indicators.return]
+[retention]
+sampling = "recent"
+window = "120d"
+visitor_window = "30d"
+min_primary = 2
+source_partitions = 2
+[priors]
+recent = "30d"
+""",
+}
 
 
-def events_of(folder: Path) -> list[str]:
-    """Two inputs: a year of real purchases and returns if it is there, else made up ones, and more in plain text."""
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A year of real purchases and returns if it is there, else made up ones, and more in plain text with metadata."""
+    folder = tmp_path_factory.mktemp("inputs")
     real = FOLDER / "data" / "online-retail" / "events.csv.gz"
     first, second = folder / "first.csv.gz", folder / "second.jsonl"
     chance = random.Random(SEED)
@@ -54,9 +73,21 @@ def events_of(folder: Path) -> list[str]:
     with second.open("w") as file:
         for k in range(150_000):
             user, item = int(6000 * chance.random() ** 2), int(2000 * chance.random() ** 2)
-            event = {"user_id": f"later-{user}", "item_id": f"i{item}", "event_type": "purchase"}
-            file.write(json.dumps({**event, "timestamp": 1325376000 + 60 * k}) + "\n" if k % 1000 else "not JSON\n")
+            event: dict[str, Any] = {"user_id": f"later-{user}", "item_id": f"i{item}", "event_type": "purchase"}
+            event["timestamp"] = 1325376000 + 60 * k
+            if k % 200 == 7:
+                event = {"event": "$set", "entityType": "item", "entityId": f"i{item}", "properties": {f"p{k % 3}": k}}
+            file.write(json.dumps(event) + "\n" if k % 1000 else "not JSON\n")
     return [str(first), str(second)]
+
+
+def metadata(file: str) -> tuple[int, dict[str, dict[str, float]]]:
+    """How many changes of items an input has, and the properties that they leave."""
+    found: dict[str, dict[str, float]] = {}
+    changes = [json.loads(line) for line in Path(file).read_text().splitlines() if '"$set"' in line]
+    for change in changes:
+        found.setdefault(change["entityId"], {}).update(change["properties"])
+    return len(changes), found
 
 
 def command(*arguments: object) -> list[str]:
@@ -128,15 +159,18 @@ def run_and_kill(replay: list[str], state: Path, chance: random.Random) -> str |
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is for POSIX systems")
-def test_a_replay_that_is_killed_again_and_again_ends_with_the_model_of_the_batch(tmp_path: Path) -> None:
-    chance = random.Random(SEED)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_replay_that_is_killed_again_and_again_ends_with_the_model_of_the_batch(
+    name: str, inputs: list[str], tmp_path: Path
+) -> None:
+    chance = random.Random(f"{SEED} {name}")
     print("seed", SEED)
     settings, state = tmp_path / "cco.toml", tmp_path / "state"
-    settings.write_text(CONFIG)
-    config = parse_config(CONFIG, "cco.toml")
-    inputs = events_of(tmp_path)
+    settings.write_text(CONFIGS[name])
+    config = parse_config(CONFIGS[name], "cco.toml")
     batch = run("rebuild", *inputs, "--config", settings, "--model", tmp_path / "batch.jsonl")
-    total = batch["events"] + batch["rejected"]
+    changes, properties = metadata(inputs[-1])
+    total = batch["events"] + batch["rejected"] + changes
     replay = ("replay", *inputs, "--config", settings, "--state", state)
     often = (*replay, "--checkpoint-every", 0.02)  # commits as fast as they go: kills hit every phase of one
     kills, at, places = 0, 0, set()
@@ -156,3 +190,6 @@ def test_a_replay_that_is_killed_again_and_again_ends_with_the_model_of_the_batc
     assert (report["resumed_records"], sum(report["applied"])) == (at, batch["events"])
     assert committed(state, config) == (total, batch["events"])
     assert (tmp_path / "stream.jsonl").read_bytes() == (tmp_path / "batch.jsonl").read_bytes()
+    with StateStore.open(state, config) as store, Engine(config) as engine:
+        restore(store, engine)
+        assert {item: engine.properties(item) for item in properties} == properties

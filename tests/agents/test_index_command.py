@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from pathlib import Path
@@ -11,11 +12,12 @@ from elasticsearch import Elasticsearch
 
 from agents.cli.main import main
 from agents.elastic import elastic_options
+from agents.elastic_targets import fit, look, sign
 from agents.settings import Settings
 from cco.config import ConfigError, parse_config
 from cco.rows import join_rows
 from cco.vocabulary import Vocabulary
-from model_sync.elastic_client import ElasticOptions
+from model_sync.elastic_client import ElasticOptions, ElasticProblem, async_client
 from model_sync.elastic_swap import rebuilding
 from tests.servers.elasticsearch import ElasticsearchServer
 
@@ -86,6 +88,33 @@ def test_an_index_that_does_not_fit_is_exit_code_1(
         assert "cannot be changed in place" in first["text"]
     assert main(["index", "create", "--config", file]) == 1
     assert "items-000001: dynamic: wanted strict, found the default: that cannot be" in capsys.readouterr().out
+
+
+def test_a_worker_adds_fields_for_new_indicators(
+    file: str, elasticsearch: ElasticsearchServer, index_prefix: str
+) -> None:
+    """As `cco index create` does; and like that it leaves an index alone that differs otherwise."""
+    assert main(["index", "create", "--config", file]) == 0
+    alias, log = f"{index_prefix}users", {"interactions": {"id": "of this log"}}
+
+    async def run() -> None:
+        async with async_client(ElasticOptions((elasticsearch.url,))) as client:
+            before, _ = await look(client, alias)
+            await sign(client, before.name, log)
+            config = parse_config(f"{MODEL}[indicators.like]\n", file)
+            assert await fit(client, before, "users", config) == ["like"]
+            after, _ = await look(client, alias)
+            assert (after.id, after.log, after.indicators) == (before.id, log, ("buy", "view", "like"))
+            assert await fit(client, after, "users", config) == []
+            await client.index(index=alias, document={"history": {"like": ["a"]}, "counts": {"like": 1}})
+
+            await client.indices.put_mapping(
+                index=alias, properties={"history": {"properties": {"save": {"type": "text"}}}}
+            )
+            with pytest.raises(ElasticProblem, match="type: wanted keyword, found text"):
+                await fit(client, after, "users", parse_config(f"{MODEL}[indicators.save]\n", file))
+
+    asyncio.run(run())
 
 
 def test_flags_win_over_the_file(file: str, index_prefix: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,7 +104,7 @@ def test_an_event_whose_row_is_left_due_is_not_out(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(item_partition, "PUBLISH_ITEMS", 1)
         assert world.items.publish(2.0)[1] == []
         assert len(world.due()) == 1
-        assert world.items.publish(3.0)[1] == [70.5]
+        assert world.items.publish(3.0)[1] == [(70.5, 2)]
         assert world.items.publish(4.0)[1] == []
 
 
@@ -116,9 +116,9 @@ def test_an_event_with_all_its_rows_out_is_out_while_later_ones_wait(monkeypatch
     assert world.items.stage.publish(2.0, 100) is not None  # all rows are counted, and nobody has asked yet
     world.take(world.buy("u3", "a", "b", event_time=80.5), now=3.0)
     monkeypatch.setattr(item_partition, "PUBLISH_ITEMS", 1)
-    assert world.items.publish(4.0)[1] == [70.5]
+    assert world.items.publish(4.0)[1] == [(70.5, 3)]
     assert len(world.due()) == 1
-    assert world.items.publish(5.0)[1] == [80.5]
+    assert world.items.publish(5.0)[1] == [(80.5, 2)]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -147,13 +147,27 @@ def test_times_are_of_events_with_all_rows_in_patches(seed: int, monkeypatch: py
         left = world.due()
         for rows in open_rows.values():
             rows.difference_update(due - left)
-        for time in times:
+        for time, _ in times:
             assert not open_rows.pop(time), f"at {now} it says that the event of {time} is out"
         early += bool(times and left)
         assert left or not open_rows
         assert all(now - time < STALENESS for time in open_rows)
     assert not open_rows
     assert early  # also while rows of later events were due
+
+
+def test_another_index_after_an_idle_hour_is_told_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`max_staleness` is over for no row: each was exact until now."""
+    world = World()
+    world.buy("u1", "a", "b", "c", "d", "e")
+    world.buy("u2", "a", "b", "c", "d", "e")
+    world.buy("u3", "f")
+    world.filled()
+    monkeypatch.setattr(item_partition, "PUBLISH_ITEMS", 2)
+    world.items.send_all = True
+    patches, _ = world.items.publish(3600.0)
+    assert patches is not None and len(set(patches.rows.item.tolist())) == 2
+    assert len(world.due()) == 4 and world.items.stage.staleness(3601.0) == 1.0
 
 
 # -- messages ---------------------------------------------------------------------------------------

@@ -132,14 +132,15 @@ def test_a_distribution_counts_what_prometheus_own_histogram_counts(metrics: Met
     from prometheus_client import Histogram
 
     values = np.concatenate([np.random.default_rng(1).exponential(2, 1_000), [0.005, 60, 0, 1e9, -1]])
-    bounds = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+    bounds = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30, 60)
     registry = CollectorRegistry()
     theirs = Histogram("cco_event_to_patch_seconds", "", buckets=bounds, registry=registry)
-    for one in values.tolist():
+    often = np.random.default_rng(2).integers(0, 5, values.size)
+    for one in values.repeat(often).tolist():
         theirs.observe(one)
-    metrics.latency.observe(values[:700])
-    metrics.latency.observe(values[700:-1])
-    metrics.latency.observe(-1)
+    metrics.latency.observe(values[:700].repeat(often[:700]))
+    metrics.latency.observe(values[700:-1], often=often[700:-1])
+    metrics.latency.observe(-1, often=often[-1])
     metrics.latency.observe([])
     expected = {(s.name, s.labels.get("le")): s.value for m in registry.collect() for s in m.samples}
     ours = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agents.modes import Reason, fill_reason, lag_reason, mode_of, staleness_reason
-from agents.reports import model_as_of, rebuilt_as_of, stream_as_of
+from agents.reports import model_as_of, rebuilt_as_of, rows_are_written, stream_as_of
 from agents.status import Facts, reasons_of
 
 NOW = 1_700_000_000.0
@@ -80,6 +80,12 @@ def test_all_is_well() -> None:
         (facts(bounds={0: (0, 6), 1: (0, 9)}), "lambda", "ends at offset 6, and was applied up to 7", "describe"),
         (facts(bounds={}), "lambda", "no topic of interactions", "cco topics create"),
         (facts(aliases=("items", "users")), "lambda", "there is no index items", "cco index create"),
+        (
+            with_report("interactions/1", at=NOW - 6, position=2), "catching_up",
+            "interactions-1 is 7 records behind its log, and its worker was last heard of 6 s ago", "",
+        ),
+        (facts(bounds={0: (0, 7), 1: (0, 10**6)}), "kappa", "", ""),  # all of it since the report, 3 s ago
+        (with_report("interactions/1", at=NOW - 15), "kappa", "", ""),  # nothing has come since
         (with_report("interactions/1", at=NOW - 30), "catching_up", "interactions-1 has not been served for 30 s", ""),
         (with_report("interactions/1", at=NOW - 90), "lambda", "interactions-1 has not been served for 90 s", "start"),
         (facts(sources=3), "lambda", "interactions-2 was never served", "start a worker"),
@@ -109,6 +115,25 @@ def test_a_partition_that_its_worker_speaks_of_is_not_told_twice() -> None:
     assert [reason.text for reason in reasons_of(facts(sources=3, reports=reports))] == [about["text"]]
 
 
+def test_what_is_only_worth_telling_explains_no_silence() -> None:
+    reports = dict(with_report("interactions/1", at=NOW - 90).reports or {})
+    about = {"mode": "kappa", "about": "interactions-1", "text": "no shared copy can be made", "remedy": "mend it"}
+    reports["worker/one"] = {**reports["worker/one"], "reasons": [about]}
+    assert mode_of(reasons_of(facts(reports=reports))) == "lambda"
+
+
+def test_whether_somebody_writes_rows() -> None:
+    """Only workers of the same configuration, with rows that are all there, who were heard of lately."""
+    of_rows = {"edits/0": {"filled": True}, "worker/one": {"epoch": "e"}}
+    reports = {key: {**told, **of_rows.get(key, {})} for key, told in (facts().reports or {}).items()}
+    assert rows_are_written(reports, "e", NOW) and rows_are_written(reports, "e", NOW + 12)
+    assert not rows_are_written(reports, "e", NOW + 13)
+    assert not rows_are_written(reports, "another", NOW)
+    assert not rows_are_written({**reports, "edits/0": {**reports["edits/0"], "filled": False}}, "e", NOW)
+    assert not rows_are_written({**reports, "edits/0": {**reports["edits/0"], "worker": "two"}}, "e", NOW)
+    assert not rows_are_written({}, "e", NOW)
+
+
 def test_the_model_is_as_old_as_its_oldest_part_or_as_its_rebuild() -> None:
     reports = facts().reports or {}
     assert stream_as_of(reports, 2, 1) == NOW - 5
@@ -117,6 +142,6 @@ def test_the_model_is_as_old_as_its_oldest_part_or_as_its_rebuild() -> None:
     assert model_as_of(NOW - 500, [NOW - 60.0]) == NOW - 60
     assert model_as_of(None, [NOW - 60.0]) == NOW - 60
     assert model_as_of(None, []) is None
-    for source, as_of in {"log": 5.0, "archive and log": 5.0, "archive": None, "files": None}.items():
+    for source, as_of in {"log": 5.0, "archive and log": 5.0, "archive": None, "log, in part": None}.items():
         assert rebuilt_as_of({"started": 5, "source": source}) == as_of
     assert rebuilt_as_of({}) is None and rebuilt_as_of(None) is None

@@ -218,8 +218,8 @@ def test_a_taken_port_is_told_in_one_line(loop: asyncio.AbstractEventLoop, monit
     with pytest.raises(MonitorError) as refused:
         run(loop, second.start)
     assert str(refused.value) == (
-        f"the monitor cannot listen on 127.0.0.1:{monitor.port}: Address already in use; choose another --monitor-host "
-        "or --monitor-port (0: any free one)"
+        f"the monitor cannot listen on 127.0.0.1:{monitor.port}: Address already in use; choose another monitor_host "
+        "(in [worker]) or --monitor-port (0: any free one)"
     )
     assert ask(monitor, "/healthz")[0] == 200  # the first one is not disturbed
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
-from agents.engine import Engine
+from agents.engine import PUBLISH_ITEMS, Engine
 from agents.engine_state import save
 from agents.files import read_events
 from agents.replay import replay
@@ -177,3 +180,28 @@ def test_a_failure_commits_only_what_has_its_position(tmp_path: Path) -> None:
         histories([str(first), str(second)], state, lambda chunk: second.unlink(missing_ok=True))
     second.write_text(REST)
     assert histories([str(first), str(second)], state) == expected
+
+
+def test_gzipped_parquet_is_gone_on_with_as_any_other(tmp_path: Path) -> None:
+    rows = [line.split(",") for line in lines(0, 90).splitlines()]
+    columns = {name: [row[k] for row in rows] for k, name in enumerate(("user", "item", "event"))}
+    pyarrow.parquet.write_table(pa.table({**columns, "timestamp": [int(row[3]) for row in rows]}), tmp_path / "a")
+    a, b, state = tmp_path / "a.parquet.gz", tmp_path / "b.csv", tmp_path / "state"
+    a.write_bytes(gzip.compress((tmp_path / "a").read_bytes()))
+    assert run([a], state) == 0
+    assert run([a], state) == 90
+    b.write_text(HEADER + lines(90, 99))
+    assert run([a, b], state) == 90
+    assert "compressed files and Parquet" in spoil(state, [a, b], lambda: a.write_bytes(a.read_bytes() + b"\0"))
+
+
+def test_what_is_published_at_the_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look at the rows takes a second here, so that most of them wait for the end."""
+    monkeypatch.setattr("cco.pipeline.DRAIN_ITEMS", 100)
+    seconds = itertools.count()
+    path, told = tmp_path / "a.csv", list[tuple[int, int]]()
+    path.write_text(HEADER + "".join(f"u{k % 17},i{k},purchase,{k}\n" for k in range(1000)))
+    with Engine(clock=lambda: float(next(seconds))) as engine:
+        replay(engine, [str(path)], on_drain=lambda done, total: told.append((done, total)))
+    most = 1000 - PUBLISH_ITEMS
+    assert told == [(done, most) for done in (*range(100, most, 100), most)]

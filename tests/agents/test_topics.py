@@ -53,7 +53,9 @@ def test_create_makes_all_topics_as_they_must_be(settings: Settings) -> None:
         names = [settings.topic(name) for name in [*ALL, "patches"]]
         assert await describe_topics(CONFIG, settings) == []
         problems = await check_topics(CONFIG, settings)
-        assert problems == [f"{name}: is missing: `cco topics create` makes it" for name in names]
+        assert problems == [
+            f"{name}: is missing: `cco topics create`, with the same settings, makes it" for name in names
+        ]
         created = await asyncio.gather(create_topics(CONFIG, settings), create_topics(CONFIG, settings))
         assert sorted(created[0].topics + created[1].topics) == sorted(names)  # each was made by one of the two
         assert [one.problems for one in created] == [[], []]
@@ -86,6 +88,8 @@ def test_create_makes_all_topics_as_they_must_be(settings: Settings) -> None:
 
 
 def test_every_difference_is_named(settings: Settings) -> None:
+    command = f"kafka-configs --bootstrap-server {settings.brokers} --alter"
+
     async def story() -> None:
         wrong: list[tuple[str, int, Mapping[str, str]]] = [
             ("interactions", 2, {"cleanup_policy": "compact", "retention_bytes": "1000000"}),
@@ -101,7 +105,7 @@ def test_every_difference_is_named(settings: Settings) -> None:
             lines = [line.removeprefix(settings.topic_prefix) for line in problems]
             begins = [
                 "interactions: has 2 partitions, and the configuration says retention.source_partitions = 3: set",
-                "interactions: cleanup.policy is compact, and must be delete: kafka-configs --alter",
+                f"interactions: cleanup.policy is compact, and must be delete: {command}",
                 "interactions: retention.ms is 604800000 (7 d), and must be at least -1 (unlimited): ",
                 "interactions: retention.bytes is 1000000, and must be at least -1 (unlimited): ",
                 "items: cleanup.policy is compact, and must be delete: ",
@@ -165,6 +169,13 @@ def test_the_command(kafka: KafkaServer, topic_prefix: str, capsys: pytest.Captu
     code, created = run("create", "--json")
     assert (code, created["ok"]) == (1, False)
     assert created["problems"][0].startswith(f"{topic_prefix}b-control: has 2 partitions")
+    code, created = run("create", "--json", "--item-partitions", "2", "--patches", "topic")  # as `cco worker` has them
+    assert created["created"] == [f"{topic_prefix}b-patches"]
+    assert any("b-edits: has 1 partition, and the settings say item_partitions = 2" in p for p in created["problems"])
+    code, described = run("describe", "--json", "--patches", "topic")
+    assert [topic["name"] for topic in described["topics"]][-1] == f"{topic_prefix}b-patches"
+    code, checked = run("check", "--json", "--item-partitions", "2")
+    assert sum("item_partitions = 2" in problem for problem in checked["problems"]) == 1
 
 
 def test_no_broker_is_one_line() -> None:
@@ -183,8 +194,8 @@ def test_a_longer_limit_is_no_problem(settings: Settings) -> None:
     from agents.topics import PartitionFound, TopicFound
 
     found = TopicFound(spec.name, tuple(PartitionFound(p, 1, 1) for p in range(2)), longer)
-    assert list(topic_problems(spec, found)) == []
-    assert len(list(topic_problems(spec, replace(found, partitions=found.partitions[:1])))) == 1
+    assert list(topic_problems(spec, found, settings)) == []
+    assert len(list(topic_problems(spec, replace(found, partitions=found.partitions[:1]), settings))) == 1
 
 
 OURS = {"topic": "interactions", "partition": 1, "partitions": 3, "cluster": "abc", "topic_id": "one"}

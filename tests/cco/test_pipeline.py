@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from cco.batch import rebuild
 from cco.config import Config, Indicator, Retention
+from cco.event_data import EventBatch
 from cco.model_file import encode
 from cco.pipeline import Pipeline
 from cco.row_counter import MapLike
-from cco.rows import Patches, Rows
+from cco.rows import Patches, Rows, join_rows
 from cco.vocabulary import Vocabulary
 from tests.cco.histories import Event, cases, to_batch, to_batches
 from tests.examples import examples
@@ -175,9 +176,48 @@ def test_a_new_index_gets_everything_once_more(case: Case, partitions: int) -> N
     world.feed(log)
     world.drain()
     world.index.clear()
-    world.pipeline.forget_sent()
+    world.pipeline.forget_sent(world.now)
     world.drain()
     assert world.index == wanted_fields(world.oracle)
+
+
+def test_a_new_index_after_an_idle_hour_is_filled_in_portions() -> None:
+    """Its rows age from then on: not all of them are too old at once, for one step that holds up everything else."""
+    world = World(Config(), 1)
+    world.feed([(f"u{k * k % 17}", "purchase", f"i{k % 60}", k) for k in range(240)])
+    world.drain()
+    world.index.clear()
+    world.now += 3600.0
+    world.pipeline.forget_sent(world.now)
+    (stage,) = world.pipeline.item_stages
+    stage.make_all_due(world.now)
+    assert world.pipeline.staleness(world.now + 1.0) == 1.0
+    portions = []
+    while world.pipeline.due():
+        counted = world.pipeline.rows_counted
+        for patches in world.pipeline.publish(world.now, 8):
+            world.take(patches)
+        assert stage.ages.max() < STALENESS
+        portions.append(world.pipeline.rows_counted - counted)
+        world.now += 0.1
+    assert portions == 7 * [8] + [4]
+    assert world.index == wanted_fields(world.oracle)
+
+
+def test_what_was_out_of_date_before_a_new_index_is_as_old_as_it_was() -> None:
+    world = World(Config(), 1)
+    world.feed([(f"u{k * k % 17}", "purchase", f"i{k % 60}", k) for k in range(240)])
+    world.drain()
+    world.now += 3600.0
+    world.feed([("new", "purchase", "i1", 500)])  # which changes N, and so every row
+    world.now += 5.0
+    world.index.clear()
+    world.pipeline.forget_sent(world.now)
+    assert world.pipeline.staleness(world.now) == 5.0
+    world.now += STALENESS - 6.0
+    for patches in world.pipeline.publish(world.now, 0):
+        world.take(patches)
+    assert world.pipeline.staleness(world.now) == 0.0
 
 
 @examples(40)
@@ -285,3 +325,38 @@ def test_memory_stays_when_interactions_come_and_go() -> None:
         world.pipeline.ingest(to_batch(config, log, world.users, world.items), float(day))
         sizes.append(sum(world.pipeline.nbytes().values()))
     assert max(sizes[10:]) <= 1.5 * max(sizes[:10])
+
+
+def test_a_user_with_a_million_events_and_an_item_with_a_million_users() -> None:
+    """The one is cut to its cap, the other counted whole; and the batch rebuild says the same."""
+    million, others, catalogue, cap = 1_000_000, 1_000, 100_000, 500
+    config = Config(indicators={"purchase": Indicator(user_cap=cap, top_k=40)}, retention=Retention(sampling="recent"))
+    users, items = Vocabulary(), Vocabulary()
+    users.intern(["busy", *(f"u{k}" for k in range(million))])
+    items.intern(["star", *(f"i{k}" for k in range(catalogue))])
+    k = np.arange(million, dtype=np.uint32)
+    bought = np.random.default_rng(3).integers(1, catalogue + 1, million, dtype=np.uint32)  # by the busy user
+    log = EventBatch(  # of each second: the star and one of a few others by somebody new, and something by the busy one
+        users=np.stack([k + 1, k + 1, np.zeros_like(k)], axis=1).ravel(),
+        items=np.stack([np.zeros_like(k), 1 + k % others, bought], axis=1).ravel(),
+        types=np.zeros(3 * million, np.int16),
+        times=np.repeat(k, 3),
+    )
+    pipeline = Pipeline(config, users, items)
+    for at in range(0, len(log), 1 << 16):
+        pipeline.ingest(log.part(at, at + (1 << 16)), 0.0)
+    latest, first = np.unique(bought[::-1], return_index=True)
+    kept = set(latest[np.argsort(first)][:cap].tolist())
+    assert {item for item, _ in pipeline.history(0)["purchase"]} == kept
+    assert pipeline.members() == million + 1
+    assert pipeline.counts(0, "purchase", 7) == (
+        million // others,
+        million,
+        million // others + (7 in kept),
+        million + 1,
+    )
+    streamed = join_rows([patches.rows for patches in pipeline.drain(0.0)])
+    rebuilt = rebuild(config, [log], users, items, threads=2)
+    model = b"".join(encode(streamed, items, config))
+    assert model == b"".join(encode(rebuilt.rows(), items, config))
+    assert model.count(b"\n") == len(kept | set(range(others + 1)))

@@ -22,7 +22,7 @@ from faust.transport.drivers import aiokafka as driver
 from agents import transport
 from agents.kafka_client import client_options
 from agents.settings import Settings
-from agents.transport import BatchApp, BatchConsumer, BatchTransport, hook_problems
+from agents.transport import BatchApp, BatchConsumer, BatchTransport, LightRecords, hook_problems
 from agents.worker import Worker
 from cco.config import Config
 from cco.delivery import claim_message
@@ -42,6 +42,7 @@ HOOKS: list[tuple[Any, str, str]] = [
     (Consumer, "perform_seek", "Consumer.perform_seek"),
     (Consumer, "on_partitions_assigned", "Consumer.on_partitions_assigned"),
     (Consumer, "_wait_next_records", "Consumer._wait_next_records"),
+    (Consumer, "_get_active_partitions", "Consumer._get_active_partitions"),
     (Consumer, "pause_partitions", "Consumer.pause_partitions"),
     (Consumer, "resume_partitions", "Consumer.resume_partitions"),
     (Consumer, "_drain_messages", "Consumer._drain_messages"),
@@ -56,6 +57,7 @@ HOOKS: list[tuple[Any, str, str]] = [
     (Recovery, "_resume_streams", "Recovery._resume_streams"),
     (Recovery, "on_recovery_completed", "Recovery.on_recovery_completed"),
     (faust.App, "_new_transport", "App._new_transport"),
+    (LightRecords.__mro__[1], "_consumer_record", "PartitionRecords._consumer_record"),
 ]
 
 

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 from tests.kafka.events import generated
-from tests.kafka.world import MakeWorld, World, wait_for
+from tests.kafka.flow import Flow
+from tests.kafka.world import MakeWorld, WorkerProcess, World, wait_for
 from tests.servers.kafka import KafkaServer
 
 
@@ -17,9 +18,34 @@ def test_one_worker_publishes_the_batch_model(make_world: MakeWorld) -> None:
     worker = world.worker("alone")
     world.produce(generated(world, 4_000, seed=1))
     world.settle()
+    world.produce(generated(world, 500, seed=9))  # to be told as events: what came before may have been told by a fill
+    world.settle()
     world.check()
     assert worker.get("/readyz")[0] == 200
+    check_metrics(world, worker)
+    check_one_worker_a_folder(world)
     assert worker.stop() == 0
+
+
+def check_metrics(world: World, worker: WorkerProcess) -> None:
+    """Of a worker that has done all kinds of work, and has nothing left to do."""
+    fed = ("edits_sent_total", "edits_applied_total", "patches_sent_total", "row_age_seconds_count")
+    assert [name for name in fed if not worker.metric(f"cco_{name}")] == []
+    wait_for(lambda: worker.metric("cco_snapshot_seconds_count") > 0, "a snapshot")
+    assert 0 < worker.metric("cco_snapshot_seconds_sum") < 60
+    for source in range(len(world.log_ends())):
+        assert 0 < worker.metric("cco_snapshot_age_seconds", source_partition=str(source)) < 60
+    records, seconds = (worker.metric(f"cco_event_to_patch_seconds_{what}") for what in ("count", "sum"))
+    assert 500 <= records <= sum(world.log_ends())  # each counts, and only once
+    assert 0 < seconds < 60 * records
+
+
+def check_one_worker_a_folder(world: World) -> None:
+    """A second one that was given no settings of its own."""
+    second = world.worker("second", "--name", "alone", "--state", str(world.folder / "state" / "alone"))
+    assert second.wait() == 2
+    said = second.log.read_text()
+    assert "state/alone: is in use by another worker: give this one a --name and a --state of its own" in said
 
 
 def test_kills_of_one_worker_lose_and_repeat_nothing(make_world: MakeWorld) -> None:
@@ -55,7 +81,7 @@ def test_kills_of_two_workers(make_world: MakeWorld) -> None:
 def test_workers_come_and_go(make_world: MakeWorld) -> None:
     world = make_world(item_partitions=3, share=True, session_timeout="3s")
     world.worker("a")
-    with world.producing(generated(world, 12_000, seed=4), rate=400):
+    with Flow(world, seed=4, users=300, items=80, pace=600.0).flowing(400):  # until all is done
         wait_for(lambda: world.workers["a"].get("/readyz")[0] == 200, "the first worker")
         world.worker("b")
         wait_for(lambda: _busy(world, "b"), "work for the second")
@@ -64,6 +90,8 @@ def test_workers_come_and_go(make_world: MakeWorld) -> None:
         assert world.workers["a"].stop() == 0
         assert world.workers["b"].stop() == 0
         wait_for(lambda: len((world.workers["c"].status() or {}).get("interactions", {})) == 4, "all work for the last")
+        ends = sum(world.log_ends())
+        wait_for(lambda: sum(world.log_ends()) > ends, "events after the last stop")
     world.settle()
     world.check()
 
@@ -105,4 +133,16 @@ def test_the_broker_is_killed_in_mid_stream(make_world: MakeWorld, tmp_path: Pat
                 worker.start()
         world.settle()
         world.check()
+        check_silence(worker, server)
+        assert worker.stop() == 0
         world.close()
+
+
+def check_silence(worker: WorkerProcess, server: KafkaServer) -> None:
+    """A worker with nothing to do, which cannot see by lag that there is no Kafka."""
+    wait_for(worker.is_ready, "the worker to hear of Kafka again")
+    server.kill()
+    wait_for(lambda: "Kafka has not answered" in worker.get("/readyz")[1], "the worker to tell")
+    assert worker.get("/healthz")[0] == 200 and worker.metric("cco_mode", mode="catching_up") == 1
+    server.start()
+    wait_for(worker.is_ready, "the worker to hear of Kafka again")

@@ -22,7 +22,17 @@ from model_sync.availability import available
 from model_sync.contract import Boost, Hit, Index, Query, QueryError, Range, Rule, rules
 from model_sync.metadata import MetadataError
 from tests.model_sync.reference import Fields, Reference, listed, patches
-from tests.model_sync.samples import BAD_ITEMS, BAD_QUERIES, CONFIG, CONFIG_TABLES, IDS, WEIGHTS, operations, queries
+from tests.model_sync.samples import (
+    BAD_ITEMS,
+    BAD_QUERIES,
+    CONFIG,
+    CONFIG_TABLES,
+    IDS,
+    WEIGHTS,
+    any_ids,
+    operations,
+    queries,
+)
 
 MakeIndex = Callable[[Config, Vocabulary], Index]
 
@@ -65,7 +75,7 @@ def equals_the_reference(make_index: MakeIndex, steps: list[tuple[str, Any]], la
     shop.index.flush()
     assert listed(CONFIG, shop.items, shop.index.rows()) == right.rows()
     assert len(shop.index) == len(right)
-    for item in IDS:
+    for item in {*IDS, *shop.items.names(range(len(shop.items)))}:
         assert shop.index.properties(item) == right.properties(item)
 
 
@@ -313,9 +323,28 @@ class IndexContract:
         hits = shop.ask(backfill="random", num=40)
         assert [hit.backfill for hit in hits] == sorted({hit.backfill for hit in hits}, reverse=True)
         assert all(0 <= hit.backfill < 1 for hit in hits)
+        values = [hit.backfill for hit in hits]
+        for begin in (0.25, values[7], 0.75):  # the same circle, from there on
+            last = sum(value >= begin for value in values)  # of them come at the end now
+            turned = shop.ask(backfill="random", num=40, shuffle=begin)
+            assert names(turned) == names(hits)[last:] + names(hits)[:last] and 0 < last < 40
+            pages = [shop.ask(backfill="random", num=7, offset=k, shuffle=begin) for k in range(0, 40, 7)]
+            assert list(itertools.chain(*pages)) == turned
         assert names(hits) != sorted(names(hits)) and names(hits) != sorted(names(hits), reverse=True)
         shop.apply({item: {"priors": {"popular": 1.0 + k}} for k, item in enumerate(names(hits))})
         assert shop.ask(backfill="random", num=40) == hits
+
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(found=st.lists(any_ids, min_size=1, max_size=5, unique=True))
+    def test_whatever_is_an_id_is_an_item_and_a_feature(self, make_index: MakeIndex, found: list[str]) -> None:
+        shop = Shop(make_index)
+        shop.apply({item: {"buy": {item: 2.0}, "view": {"feature": 1.0}} for item in found})
+        shop.index.put_items({item: {"name": item} for item in found})
+        assert names(shop.ask(history={"view": ["feature"]}, backfill=None)) == sorted(found, key=str.encode)
+        for item in found:
+            assert shop.ask(history={"buy": [item]}, backfill=None) == [Hit(item, 2.0, {"name": item})]
+            assert names(shop.ask(include=rules({"name": item}), candidates=[item])) == [item]
+            assert item not in names(shop.ask(exclude_items=[item]))
 
     def test_candidates_and_exclusions(self, make_index: MakeIndex) -> None:
         shop = Shop(make_index)

@@ -55,6 +55,7 @@ def random_queries(
             backfill=str(random.choice(["auto", *config.prior_names, *BACKFILLS])) if not one_in(5) else None,
             fields=None if one_in(2) else tuple(some(list(properties), 2)) if properties else (),
             explain=one_in(4),
+            shuffle=float(random.random()),
         )
 
 

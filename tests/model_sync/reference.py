@@ -140,15 +140,17 @@ class Reference:
                 score = float(np.float32(_score(why) * factor))
                 first.append(Hit(item, score, shown, 0.0, factor, tuple(why) if query.explain else ()))
             elif query.backfill is not None and (item in self.metadata or self.fields.get(item, {}).get("priors")):
-                value = float(np.float32(self._backfill(item, backfill_prior(query, self.config)) * factor))
+                ordered_by = self._backfill(item, backfill_prior(query, self.config), query.shuffle)
+                value = float(np.float32(ordered_by * factor))
                 second.append(Hit(item, 0.0, shown, value, factor))
         first.sort(key=lambda hit: (-hit.score, hit.item.encode()))
         second.sort(key=lambda hit: (-hit.backfill, hit.item.encode()))
         return (first + second)[query.offset : query.offset + query.num]
 
-    def _backfill(self, item: str, name: str | None) -> float:
+    def _backfill(self, item: str, name: str | None, shuffle: float) -> float:
         if name == "random":
-            return (_hash(item.encode()) >> 40) / 2**24
+            value = (_hash(item.encode()) >> 40) / 2**24
+            return float(np.float32(value + 1)) if value < np.float32(shuffle) else value
         if name == "rank":
             rank = self.metadata.get(item, {}).get(self.config.items.rank)
             possible = isinstance(rank, int | float) and not isinstance(rank, bool) and rank > 0

@@ -29,7 +29,15 @@ VALUES: list[Any] = [
 SCALARS = [v for v in VALUES if v is not None and not isinstance(v, list)]
 PROPERTIES = ["color", "price", "since", "rank", "available"]
 
-ids = st.sampled_from(IDS)
+
+def _cut(text: str, size: int) -> str:
+    """`text`, again and again, up to `size` bytes; at least its first character."""
+    return (text.encode() * size)[:size].decode(errors="ignore") or text[0]
+
+
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=128)
+any_ids = texts | st.builds(_cut, texts, st.integers(1, 512))  # all that an id can be, short ones and long ones
+ids = st.sampled_from(IDS) | any_ids
 entries = st.dictionaries(ids, st.sampled_from(WEIGHTS), max_size=6)
 prior_entries = st.dictionaries(st.sampled_from(CONFIG.prior_names), st.sampled_from(WEIGHTS))
 item_fields = st.fixed_dictionaries({}, optional={"buy": entries, "view": entries, "priors": prior_entries})
@@ -74,6 +82,7 @@ queries = st.builds(
     offset=st.sampled_from([0, 0, 1, 4]),
     priors=st.dictionaries(st.sampled_from(CONFIG.prior_names), st.sampled_from([0.0, 1e-5, 0.2, 1.5])),
     backfill=st.sampled_from(["auto", "auto", "recent", "rank", "random", None]),
+    shuffle=st.sampled_from([0.0, 0.3, 0.75, 1.0]),
     fields=st.sampled_from([None, None, (), ("color", "nothing")]),
     explain=st.booleans(),
 )
@@ -112,6 +121,8 @@ BAD_QUERIES: list[tuple[dict[str, Any], str]] = [
     ({"priors": {"popular": -0.1}}, "priors.popular"),
     ({"priors": {"popular": float("inf")}}, "priors.popular"),
     ({"backfill": "hot"}, "backfill"),
+    ({"shuffle": 1.5}, "shuffle"),
+    ({"shuffle": float("nan")}, "shuffle"),
     ({"include": (Rule("", ("x",)),)}, "include[0].field"),
     ({"include": (Rule("a", ("x",)), Rule("a", ()))}, "include[1].values"),
     ({"exclude": (Rule("a", ("x",) * 1_001),)}, "exclude[0].values"),

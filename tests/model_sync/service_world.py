@@ -45,7 +45,10 @@ ITEMS: dict[str, dict[str, Any]] = {
     "soon": {"available": "2030-01-01T00:00:00Z"},
     "hidden": {"recommendable": False},
 }
-HISTORIES = {"u": {"buy": ["phone"], "view": ["phone", "pen"]}, "stranger": dict[str, list[str]]()}
+HISTORIES = {
+    "u": {"buy": ["phone"], "view": ["phone", "pen"], "gone": ["tablet"]},  # "gone" as of an earlier configuration
+    "stranger": dict[str, list[str]](),
+}
 NOW = "2026-06-01T00:00:00Z"
 
 

@@ -212,7 +212,8 @@ def test_queries(engine: Engine) -> None:
     assert scores[0]["score"] > 0 == scores[1]["score"]
     assert scores[0]["ranks"] == {"popRank": 2.0, "trendRank": 2.0, "userRank": 7.0}
     assert scores[3] == {"item": "never", "score": 0.0, "ranks": {"popRank": 0.0, "trendRank": 0.0}}
-    assert call(served, "POST", "/queries.json", {"item": "a", "num": 0}).json() == {"itemScores": []}
+    nothing = call(served, "POST", "/queries.json", {"item": "a", "num": 0})
+    assert nothing.json() == {"itemScores": []} and nothing.headers["x-recommendation-id"]
     assert call(served, "POST", "/queries.json", {"num": 1}).json()["itemScores"][0].keys() == {"item", "score"}
     for user in ("", "x" * 512, "é" * 512, "a\0"):
         assert len(call(served, "POST", "/queries.json", {"user": user}).json()["itemScores"]) == 5

@@ -10,7 +10,7 @@ import pytest
 from elasticsearch import BadRequestError, Elasticsearch
 
 from cco.config import Config, make_config
-from model_sync.elastic_admin import check, create, describe, unfit
+from model_sync.elastic_admin import check, create, describe, for_versions, has_settings, template, unfit
 from model_sync.elastic_client import ElasticOptions, IndexNames, names, sync_client
 from model_sync.elastic_mapping import mapping, settings
 from tests.servers.elasticsearch import ElasticsearchServer
@@ -235,6 +235,21 @@ def test_a_window_that_is_too_small_is_widened(client: Elasticsearch, aliases: I
     assert (difference.path, difference.wanted, difference.found) == ("max_result_window", "at least 11000", "100")
     assert create(client, CONFIG, aliases).made == [f"{index}: max_result_window: at least 11000"]
     assert check(client, CONFIG, aliases) == []
+
+
+def test_a_template_has_what_newer_servers_need(client: Elasticsearch, aliases: IndexNames) -> None:
+    """From 9.2 on they leave vectors out of `_source` unless an index says otherwise, and rows are read from there."""
+    assert for_versions(["9.2.0"]) == for_versions(["9.10.1", "9.2.3"]) == {"mapping.exclude_source_vectors": False}
+    assert for_versions(["9.1.9"]) == for_versions(["9.2.0", "8.19.1"]) == {}
+    newer = for_versions(["9.2.0"])
+    body = template("items", mapping("items", CONFIG), {**settings(), **newer})
+    assert body["template"]["settings"]["index"] == {**settings(), **newer}
+    create(client, CONFIG, aliases)
+    [answer] = client.indices.get_index_template(name=aliases.items)["index_templates"]
+    made = answer["index_template"]["template"]  # of an older server
+    assert has_settings(made, {}) and not has_settings(made, newer)
+    assert has_settings(made, {"max_result_window": 11_000, "merge.policy.floor_segment": "16mb"})
+    assert not has_settings(made, {"max_result_window": 11_001})
 
 
 def test_describe_counts(client: Elasticsearch, aliases: IndexNames) -> None:

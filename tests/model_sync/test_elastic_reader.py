@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from elasticsearch import BadRequestError
 
 from cco.vocabulary import Vocabulary
-from model_sync.contract import Query, QueryError
+from model_sync.contract import Hit, Query, QueryError, Rule
 from model_sync.elastic_admin import create
 from model_sync.elastic_client import ElasticOptions, ElasticProblem, async_client, names, sync_client
 from model_sync.elastic_index import ElasticIndex
+from model_sync.elastic_query import too_large
 from model_sync.elastic_reader import AsyncElasticReader
 from model_sync.elastic_users import UserHistory, user_document
 from tests.model_sync.reference import patches
@@ -34,6 +36,7 @@ def read(options: ElasticOptions, what: Callable[[AsyncElasticReader], Awaitable
 def test_reads_what_was_written(elasticsearch: ElasticsearchServer, index_prefix: str) -> None:
     options, items = ElasticOptions((elasticsearch.url,), prefix=index_prefix), Vocabulary()
     users = ["u1", "..", "a/b", "\U0001f600", "x" * 512]
+    most = [f"i{k}" for k in range(10_000)]  # of the largest user_cap
     with sync_client(options) as client:
         create(client, CONFIG, names(options))
         index = ElasticIndex(client, names(options).items, CONFIG, items)
@@ -50,6 +53,9 @@ def test_reads_what_was_written(elasticsearch: ElasticsearchServer, index_prefix
         assert read(options, lambda reader: reader.search(query)) == expected
         for user in users:  # nothing was refreshed
             assert read(options, lambda reader, of=user: reader.history(of)) == UserHistory({"buy": ["x", "a.b"]}, 41)  # type: ignore[misc]
+        body = user_document({"buy": (most, len(most))}, 1_700_000_000, True, 0, 42)
+        client.bulk(index=names(options).users, operations=[b'{"index":{"_id":"heavy"}}', body])  # type: ignore[list-item]
+        assert read(options, lambda reader: reader.history("heavy")).items == {"buy": most}  # all that was done
         assert read(options, lambda reader: reader.history("nobody")) == UserHistory()
         assert read(options, lambda reader: reader.history("\ud800")) == UserHistory()
         index.put_items({"k": {"size": [1, 2]}})
@@ -57,6 +63,38 @@ def test_reads_what_was_written(elasticsearch: ElasticsearchServer, index_prefix
         assert read(options, lambda reader: reader.properties("j")) is None
         with pytest.raises(QueryError, match="num"):
             read(options, lambda reader: reader.search(Query(num=0)))
+
+
+def test_what_is_too_much_for_the_node_says_what_to_make_smaller(
+    elasticsearch: ElasticsearchServer, index_prefix: str
+) -> None:
+    """All of it is within our own limits; how much a node looks up goes by its heap and threads."""
+    options, items = ElasticOptions((elasticsearch.url,), prefix=index_prefix), Vocabulary()
+    wide = tuple(Rule("color", tuple(range(1_000 * k, 1_000 * (k + 1))), "all") for k in range(64))
+    asked = [
+        (Query(include=wide), "include"),
+        (Query(include=wide[:2], exclude=wide[2:], history={"buy": ["x"]}, priors={"popular": 0.5}), "exclude"),
+        (Query(include=wide[:32], exclude=wide[32:41], history={"view": [f"i{k}" for k in range(10_000)]}), "include"),
+    ]
+
+    def through_reader(query: Query) -> list[Hit]:
+        return read(options, lambda reader: reader.search(query))
+
+    with sync_client(options) as client:
+        create(client, CONFIG, names(options))
+        index = ElasticIndex(client, names(options).items, CONFIG, items)
+        index.put_items({"i": {"color": 1}})
+        index.flush()
+        for query, path in asked:
+            for search in (index.search, through_reader):
+                with pytest.raises(QueryError, match=r"takes at most \d+ in one question; give fewer") as caught:
+                    search(query)
+                assert caught.value.path == path
+        with pytest.raises(BadRequestError) as refused:  # as it says it where one list alone is too long
+            many = [{"term": {"tokens": str(k)}} for k in range(100_000)]
+            client.search(index=names(options).items, query={"bool": {"filter": many}})
+        found = too_large(Query(history={"buy": ["x"], "view": ["x", "y"]}), refused.value.body)
+    assert found is not None and found.path == "history.view"
 
 
 def test_failures_are_told_in_a_line(elasticsearch: ElasticsearchServer, index_prefix: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from typing import Any
 
 import httpx
 import pytest
@@ -63,7 +64,20 @@ def test_rules_pages_and_shares(world: World) -> None:
     assert world.items(num=2) + world.items(num=2, **{"from": 2}) == world.items()
     assert world.items(backfill="recent")[:2] == ["pen", "tablet"]
     assert world.items(user="u", priors={"recent": 2.0})[0] == "pen"
-    assert sorted(world.items(backfill="random")) == sorted(world.items())
+
+
+def test_random_backfill_begins_elsewhere_for_each_user_and_day(world: World) -> None:
+    def order(**question: Any) -> tuple[str, ...]:
+        return tuple(world.items(backfill="random", **question))
+
+    mine = order(user="somebody")
+    assert sorted(mine) == sorted(world.items())
+    assert order(user="somebody", current_date="2026-06-01T23:59:59Z") == mine  # the same day
+    assert order(user="somebody", num=2) + order(user="somebody", num=2, **{"from": 2}) == mine
+    assert len({order(user=f"user {k}") for k in range(20)}) > 1
+    assert len({order(user="somebody", current_date=f"2026-06-{day}") for day in range(10, 30)}) > 1
+    assert len({order(history={"view": [f"seen {k}"]}) for k in range(20)}) > 1
+    assert len({order(current_date=f"2026-06-{day}") for day in range(10, 30)}) > 1
 
 
 def test_indicators_count_or_not(world: World) -> None:

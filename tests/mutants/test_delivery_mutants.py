@@ -161,10 +161,10 @@ MUTANTS = [
     Mutant(
         "counts are told only where they differ from what this life has told",
         USERS,
-        "        counted = touched[touched[:, 0] < kinds]\n",
-        "        counted = touched[touched[:, 0] < kinds]\n"
+        "        counted = np.flatnonzero(touched < kinds)\n",
+        "        counted = np.flatnonzero(touched < kinds)\n"
         "        told = self.__dict__.setdefault('told', {})\n"
-        "        now = [(int(t), int(i), int(state.counts[t, i])) for t, i in counted]\n"
+        "        now = [(int(touched[k]), int(names[k]), int(state.counts[touched[k], names[k]])) for k in counted]\n"
         "        changed = [only is not None or told.get((t, i)) != n for t, i, n in now]\n"
         "        told.update(((t, i), n) for t, i, n in now if only is None)\n"
         "        counted = counted[np.array(changed, bool)]\n",
@@ -173,10 +173,10 @@ MUTANTS = [
     Mutant(
         "a fill has the counts of the partition's own items only",
         USERS,
-        "        counted = touched[touched[:, 0] < kinds]\n",
-        "        counted = touched[touched[:, 0] < kinds]\n"
+        "        counted = np.flatnonzero(touched < kinds)\n",
+        "        counted = np.flatnonzero(touched < kinds)\n"
         "        if only is not None:\n"
-        "            counted = counted[self._items.partitions(int(self._rule.partitions))[counted[:, 1]] == only]\n",
+        "            counted = counted[self._items.partitions(int(self._rule.partitions))[names[counted]] == only]\n",
     ),
     Mutant(
         "a fill has no priors",

@@ -23,6 +23,8 @@ STATES = "tests/cco/test_user_stage.py::test_after_every_event_states_and_edits_
 CUTS = "tests/cco/test_user_stage.py::test_cuts_taken_while_events_go_on_restore_their_position"
 ROWS = "tests/cco/test_pipeline.py::test_each_patch_each_row_and_the_end"
 AGAIN = "tests/cco/test_pipeline.py::test_applying_messages_again_changes_nothing"
+KERNEL = "tests/llr/test_kernels.py::test_equals_reference"
+BATCH = "tests/cco/test_batch.py::test_visitors_keep_no_longer_than_members"
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,37 @@ MUTANTS = [
         AGAIN,
         "cco/item_machine.py",
         "    if find(state.primary.data, begin, n, item) >= 0:\n        return\n",
+        "",
+    ),
+    Mutant(
+        "ties of a row stay as they were found",
+        KERNEL,
+        "llr/selection.py",
+        "sort_by_id(best_feature, x, y, id_keys, spare_keys, spare_features, id_bytes, id_offsets)",
+        "pass",
+    ),
+    Mutant(
+        "negative association is dropped where it was asked for",
+        KERNEL,
+        "llr/selection.py",
+        "_ALL if anti else np.uint32(k * n // n_row + 1)",
+        "np.uint32(k * n // n_row + 1)",
+    ),
+    Mutant(
+        "round-off counts as association", KERNEL, "llr/kernels.py", "epsilon = 16 * _ULP *", "epsilon = 0 * _ULP *"
+    ),
+    Mutant(
+        "hits of one score go by position",
+        "tests/model_sync/test_memory.py::TestMemoryIndex::test_ties_go_by_the_bytes_of_the_id",
+        "model_sync/inverted.py",
+        "    return id_before(a, b, arena, offsets)",
+        "    return a < b",
+    ),
+    Mutant(
+        "the batch does not expire what is too old at the end",
+        BATCH,
+        "cco/batch_fold.py",
+        "        if windowed:\n            drop_expired(buffer, rule, watermarks[of_user[u]])\n",
         "",
     ),
 ]

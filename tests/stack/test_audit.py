@@ -102,6 +102,9 @@ def test_events_that_go_on_are_no_difference(make_stack: MakeStack) -> None:
     with stack.producing(generated(stack, 4_000, seed=3), rate=400) as producing:
         found = audit(stack, wait=4.0)
         assert producing.is_alive() and found.ok, found.differences
+        assert found.notes == [
+            "no state was compared: there is no shared copy (`worker.share`), and no --state has one"
+        ], found.notes
         with stack.client() as client:
             client.index(index=stack.names.items, id="never seen", refresh=True, document={
                 "id": "never seen", "shuffle": 0.5, "rows": {"view": [{"item-1": 9.5}]}, "filled": {"view": True},

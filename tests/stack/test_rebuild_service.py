@@ -52,6 +52,8 @@ def test_it_publishes_again_and_again_and_an_outage_is_only_told(make_stack: Mak
     with stack.client() as client:
         assert [v.name for v in versions(client, stack.names) if v.role == "loading"] == []
     assert said(log)[-1]["message"] == "stopped"
+    steps = [line["message"] for line in said(log) if "message" in line]
+    assert {f"made {stack.names.items}-000002", f"{stack.names.items}-000002 is served"} <= set(steps), steps
 
 
 def test_it_leaves_a_healthy_system_alone(make_stack: MakeStack, tmp_path: Path) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
 
 import numpy as np
+import pytest
 
+from agents.cli.main import main
+from agents.topics import create_topics, describe_topics
 from cco.event_data import DELETE_USER, EventBatch
+from tests.agents.test_logs import administer
 from tests.kafka.events import CONFIG, generated
 from tests.kafka.test_seeds import CHANGES, reconfigured, refused, seeds_of
 from tests.kafka.test_states import served
 from tests.kafka.world import wait_for
 from tests.stack.conftest import MakeStack
+from tests.stack.serving import serving
 from tests.stack.stack import Stack
 
 
@@ -73,4 +80,46 @@ def test_another_cap_changes_every_document_though_the_seed_is_older(make_stack:
     after = stack.documents_of_users()
     assert sum(len(before[user]["history"].get("view", [])) > 7 for user in before) > 10
     assert all(len(after[user]["history"].get("view", [])) <= 7 for user in after)
+    assert worker.stop() == 0
+
+
+def other_item_partitions(stack: Stack, number: int) -> None:
+    """As README.md says, while no worker runs."""
+    topic = stack.settings.topic("edits")
+    administer(stack.settings, lambda admin: admin.delete_topics([topic]))
+    text, before = stack.config_file.read_text(), f"item_partitions = {stack.item_partitions}\n"
+    assert text.count(before) == 1
+    stack.config_file.write_text(text.replace(before, f"item_partitions = {number}\n"))
+    stack.item_partitions, stack.settings = number, stack.settings.model_copy(update={"item_partitions": number})
+
+    def there() -> list[str]:
+        return [found.name for found in asyncio.run(describe_topics(stack.config, stack.settings))]
+
+    wait_for(lambda: topic not in there(), "the topic to go")
+    asyncio.run(create_topics(stack.config, stack.settings))
+
+
+def test_an_indicator_gives_way_to_another_and_item_partitions_to_more(
+    make_stack: MakeStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rebuild, swap, resume: items have a fresh index; that of users stays, and has no fields for the new one yet."""
+    stack = make_stack(CONFIG, share=True)
+    worker = stack.worker("alone")
+    stack.produce(generated(stack, 2_000, seed=114))
+    stack.check_all()
+    assert worker.stop() == 0
+    other_item_partitions(stack, 2)
+    reconfigured(stack, CONFIG.replace("[indicators.view]", '[indicators.browse]\nevents = ["view"]'))
+    stack.produce(generated(stack, 500, seed=115))
+    user = next(user for user, of in stack.documents_of_users().items() if len(of["history"]) == 2)
+    assert main(["rebuild", "--log", "--publish", "--seed", "--json", "--config", str(stack.config_file)]) == 0
+    assert json.loads(capsys.readouterr().out)["published"]["index"] == f"{stack.names.items}-000002"
+    with serving(stack) as url:
+        assert stack.ask(url, {"user": user})["items"]  # their history is as of the other configuration
+    worker.start()
+    stack.check_all()
+    assert {state for state, _ in served(worker).values()} == {"seed"}
+    assert worker.metric("cco_elasticsearch_documents_total", outcome="refused") == 0
+    told = [set(document["history"]) for document in stack.documents_of_users().values()]
+    assert set().union(*told) == {"purchase", "browse"}
     assert worker.stop() == 0

@@ -14,6 +14,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from agents.cli.main import main
+from agents.reports import FRESH
 from tests.kafka.events import generated
 from tests.kafka.world import wait_for
 from tests.stack.conftest import MakeStack
@@ -70,6 +71,9 @@ def test_mode_reasons_and_what_to_do(make_stack: MakeStack, capsys: pytest.Captu
         answer = wait_for(lambda: "model_age" in (found := stack.ask(url, {})) and found, "the age of the model")
         assert 0 <= answer["model_age"] < 30
         worker.kill()
+        stack.produce(generated(stack, 100, seed=5))
+        told = wait_for(lambda: (found := look()[1])["mode"] != "kappa" and found, "the report to be late", FRESH)
+        assert told["mode"] == "catching_up" and "records behind its log" in told["why"][0], told["why"]
         grown = wait_for(lambda: (found := stack.ask(url, {}))["model_age"] > 16 and found, "the model to grow old")
         assert grown["items"] == answer["items"]
         told = wait_for(lambda: (found := look()[1])["mode"] == "lambda" and found, "mode lambda", 30)

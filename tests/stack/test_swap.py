@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -11,10 +14,11 @@ from agents.cli.main import main
 from agents.kafka_log import rebuild_from_log
 from cco.event_data import ItemChange
 from cco.model_file import encode
+from model_sync import elastic_swap
 from model_sync.elastic_swap import Published, rebuilding
 from model_sync.elastic_versions import rollback, versions
 from tests.kafka.events import CONFIG, generated
-from tests.kafka.world import WorkerProcess, wait_for
+from tests.kafka.world import ROOT, WorkerProcess, wait_for
 from tests.stack.conftest import MakeStack
 from tests.stack.questions import Questioner
 from tests.stack.serving import serving
@@ -146,17 +150,57 @@ def test_workers_of_another_configuration_keep_away(make_stack: MakeStack) -> No
     assert stack.model() == b"".join(encode(model.rows(), model.items, new.config))
 
 
+def test_a_worker_that_is_slow_to_begin_is_waited_for(
+    make_stack: MakeStack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that it is there, and so is not taken to be gone because it writes nothing for a moment."""
+    stack = make_stack()
+    worker = stack.worker("idle")
+    stack.produce(generated(stack, 2_000, seed=13))
+    stack.settle()
+    wait_for(lambda: stack.mode() == "kappa", "the mode")
+    monkeypatch.setattr(elastic_swap, "NOBODY_SECONDS", 0.0)
+    assert main(["rebuild", "--log", "--publish", "--json", "--config", str(stack.config_file)]) == 0
+    assert json.loads(capsys.readouterr().out)["published"]["live_share"] == 1.0
+    stack.check()
+    assert worker.stop() == 0
+
+
+def _all(stack: Stack) -> str:
+    return ",".join(f"{source}:{end}" for source, end in enumerate(stack.log_ends()))
+
+
 def test_the_command(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:
     stack = make_stack()
     stack.produce(generated(stack, 2_000, seed=11))
     command = ["rebuild", "--log", "--publish", "--json", "--config", str(stack.config_file)]
     assert main(command) == 0
-    published = json.loads(capsys.readouterr().out)["published"]
+    said = capsys.readouterr()
+    published = json.loads(said.out)["published"]
     assert (published["index"], published["previous"]) == (f"{stack.names.items}-000002", f"{stack.names.items}-000001")
+    steps = said.err.splitlines()  # no terminal, and so no progress bar
+    assert (steps[0], steps[-1]) == (f"cco: made {published['index']}", f"cco: {published['index']} is served"), steps
     stack.check()
     with rebuilding(stack.config, stack.options):
         assert main(command) == 2
         assert "no second rebuild" in capsys.readouterr().err
-        assert main([*command, "--take-over"]) == 0
+        assert main([*command[:-3], *command[-2:], "--take-over", "--end-offsets", _all(stack)]) == 0
+        shown = capsys.readouterr().out
+        assert re.search(r"\bsame 100\.0%, live share 0\.0%, time [\d.]+ s, removed ", shown), shown
     stack.check()
     assert roles(stack) == {"000004": "live", "000002": "previous"}
+    with stack.client() as client:
+        told = [version.rebuild["source"] for version in versions(client, stack.names)]
+    assert told == ["log, in part", "log"]  # the latest first
+
+
+def test_a_model_that_spark_has_computed(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:
+    stack = make_stack()
+    stack.produce(generated(stack, 1_000, seed=12))
+    archive, config = str(stack.folder / "archive"), ["--config", str(stack.config_file)]
+    assert main(["archive", "run", archive, "--once", *config]) == 0
+    command = [sys.executable, "-m", "agents", "rebuild", "--archive", archive, "--engine", "spark", "--publish"]
+    done = subprocess.run([*command, "--json", *config], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["published"]["index"] == f"{stack.names.items}-000002"
+    stack.check()

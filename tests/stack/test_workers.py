@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from agents.audit import Auditor
+from agents.dead_letter_topic import Choice, list_letters
 from model_sync.elastic_documents import identity
+from model_sync.elastic_mapping import KINDS, mapping, settings
 from tests.kafka.events import generated
 from tests.kafka.world import WorkerProcess, wait_for
 from tests.servers.elasticsearch import ElasticsearchServer, fetch_elasticsearch
 from tests.stack.conftest import MakeStack
 from tests.stack.serving import serving
-from tests.stack.stack import changes_of
+from tests.stack.stack import Stack, changes_of
 
 ITEMS = [f"item-{k}" for k in range(90)]  # some without events, most with
 
@@ -31,7 +37,55 @@ def test_every_document_is_as_the_log_says(make_stack: MakeStack) -> None:
     wait_for(lambda: worker.get("/readyz")[0] == 200, "the worker to be ready")
     assert worker.metric("cco_elasticsearch_documents_total", outcome="refused") == 0
     assert worker.metric("cco_item_changes_total") > 100
+    _check_dead_letters(stack, worker)
     assert worker.stop() == 0
+
+
+def _check_dead_letters(stack: Stack, worker: WorkerProcess) -> None:
+    """What an index refuses is a dead letter, as it was; once the index fits, an audit writes it."""
+    items, users = stack.names
+    viewers = {user: document for user, document in stack.histories().items() if "view" in document["history"]}
+    _narrow(stack)  # the worker sees that, and says everything to both anew
+
+    def told() -> dict[str, dict[str, Any]] | None:
+        found = _letters(stack)
+        return found if found[users].keys() == viewers.keys() and len(found[items]) > 40 else None
+
+    letters = wait_for(told, "what is refused to be in the topic of dead letters")
+    assert worker.metric("cco_elasticsearch_documents_total", outcome="refused") >= len(viewers) + 40
+    for user, document in letters[users].items():
+        assert document.pop("position") > 0 and document == viewers[user]
+    stack.create_index()
+    with stack.client() as client:
+        found = Auditor(stack.config, stack.settings, client, stack.names).run(0.0, repair=True)
+        assert found.repaired >= len(viewers)
+        stack.check_all()
+        for stored in client.mget(index=items, ids=list(letters[items]))["docs"]:
+            rows = letters[items][stored["_id"]]["rows"]
+            assert "view" in rows and rows == {name: stored["_source"]["rows"][name] for name in rows}
+
+
+def _narrow(stack: Stack) -> None:
+    """Both indices made anew by somebody who does not know of views."""
+    with stack.client() as client:
+        for kind in KINDS:
+            alias, wanted = getattr(stack.names, kind), mapping(kind, stack.config)
+            for part in ("rows", "filled", "history", "counts"):
+                wanted["properties"].get(part, {}).get("properties", {}).pop("view", None)
+            client.indices.delete_index_template(name=alias)  # which would give it all the fields
+            client.indices.delete(index=f"{alias}-000001")
+            client.indices.create(index=f"{alias}-000001", mappings=wanted, settings=settings(), aliases={alias: {}})
+
+
+def _letters(stack: Stack) -> dict[str, dict[str, Any]]:
+    """The documents among the dead letters, by index and id."""
+    listing = asyncio.run(list_letters(stack.settings, Choice(code="document"), 10_000))
+    found: dict[str, dict[str, Any]] = {name: {} for name in stack.names}
+    for letter in (filed.letter for filed in listing.letters):
+        assert "strict_dynamic_mapping_exception" in letter.reason and "view" in letter.reason, letter.reason
+        index, id = letter.topic.removeprefix("elasticsearch:"), (letter.key or b"").decode()
+        found[index][id] = json.loads(letter.value or b"")
+    return found
 
 
 def test_kills_of_two_workers(make_stack: MakeStack) -> None:
