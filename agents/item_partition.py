@@ -23,6 +23,7 @@ from cco.vocabulary import Vocabulary, VocabularyError
 
 REFRESH_ITEMS = 256  # counted in one step when there is nothing else to do
 PUBLISH_ITEMS = 128  # counted between two looks at the clock
+MOST_ITEMS = 1_024  # the same where rows are too old: of a large index that is filled, all may be
 FACTS_SECONDS, FACTS_SIZED = 0.1, 5.0  # between two looks at how things are, and at how large
 MAX_WAITING = 100_000  # ranges whose latency is still to be told; of more, the latest
 EVENT_TIME = "event-time"  # header of an edits message: milliseconds, of the oldest record in its range
@@ -169,7 +170,7 @@ class ItemPartition:
             self.exact, self.send_all = False, False
             self.stage.forget_sent(now)
             self.stage.make_all_due(now)
-        patches = self.stage.publish(now, PUBLISH_ITEMS)
+        patches = self.stage.publish(now, PUBLISH_ITEMS, MOST_ITEMS)
         done: list[Timed] = []
         exact = self.stage.stale_since() if self.stage.due() else math.inf  # before this, all rows are
         while self.waiting and self.waiting[0][0] < exact:

@@ -196,9 +196,13 @@ class ItemStage:
     def _spread(self) -> None:
         spread_touches(self._state, self._items.partitions(self._item_partitions), self._partition)
 
-    def publish(self, now: float, limit: int) -> Patches | None:
-        """Count up to `limit` items (more only where max_staleness demands it); None if nothing changed."""
-        items = self._choose(now, limit)
+    def publish(self, now: float, limit: int, most: int | None = None) -> Patches | None:
+        """Count up to `limit` items, more only where max_staleness demands it; None if nothing changed.
+
+        `most`, not below `limit`, is how many these may be: the oldest come first, and the caller comes again for the
+        rest.
+        """
+        items = self._choose(now, limit, most)
         return self._count(items, now) if items.size else None
 
     def refresh(self, now: float, limit: int) -> Patches | None:
@@ -213,13 +217,15 @@ class ItemStage:
         self._state.due[stale] |= np.uint32(self._all)
         return self._count(stale, now) or Patches(self.position, join_rows([]))
 
-    def _choose(self, now: float, limit: int) -> Indices:
+    def _choose(self, now: float, limit: int, most_items: int | None) -> Indices:
         self._spread()
         state, most = self._state, self._config.max_staleness
         age = now - self._counted_at  # minus infinity for what was never due
         stale = (self._counted_version < self._version) & (age > MAY_SHARE * most)
         old = np.flatnonzero(stale)
         must = old[age[old] > MUST_SHARE * most]
+        if most_items is not None and must.size > most_items:
+            must = must[np.argsort(self._counted_at[must], kind="stable")[:most_items]]
         due = state.due_items[: int(state.registers[DUE_ITEMS])].astype(np.int64)
         room = max(0, limit - must.size)
         if due.size > room:

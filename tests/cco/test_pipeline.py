@@ -204,6 +204,25 @@ def test_a_new_index_after_an_idle_hour_is_filled_in_portions() -> None:
     assert world.index == wanted_fields(world.oracle)
 
 
+def test_rows_that_are_too_old_come_oldest_first_where_one_step_may_not_count_them_all() -> None:
+    world = World(Config(), 1)
+    world.feed([(f"u{k}", "purchase", f"i{k}", k) for k in range(20)])
+    world.now += 1.0
+    world.feed([(f"v{k}", "purchase", f"j{k}", k) for k in range(20)])
+    (stage,) = world.pipeline.item_stages
+    world.now += 10 * STALENESS
+    oldest, steps = [], []
+    while world.pipeline.staleness(world.now):
+        patches = stage.publish(world.now, 2, 7)
+        assert patches is not None
+        world.take(patches)
+        oldest.append(float(stage.ages.max()))
+        steps.append(stage.ages.size)
+    assert steps == 5 * [7] + [5] and oldest == sorted(oldest, reverse=True) and oldest[0] > oldest[-1]
+    world.drain()
+    assert world.index == wanted_fields(world.oracle)
+
+
 def test_what_was_out_of_date_before_a_new_index_is_as_old_as_it_was() -> None:
     world = World(Config(), 1)
     world.feed([(f"u{k * k % 17}", "purchase", f"i{k % 60}", k) for k in range(240)])
