@@ -204,6 +204,8 @@ def check_more_item_partitions(world: World) -> None:
         await create_topics(world.config, world.settings.model_copy(update={"item_partitions": 2}))
 
     asyncio.run(remake())
+    # within its session a worker that returns is given what it had, which is one partition
+    wait_for(lambda: world.group_state() == "Empty", "the group to forget it")
     world.item_partitions = 2
     worker = world.worker("alone", "--item-partitions", "2")
     world.produce(generated(world, 1_000, seed=60))

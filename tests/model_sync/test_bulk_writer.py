@@ -291,7 +291,7 @@ def test_a_node_that_takes_small_requests_alone_is_sent_small_ones(index_prefix:
     """As a proxy before it may do, too."""
 
     def large(numbers: range, weight: float) -> list[RowDocument]:
-        features = {f"feature {k}": weight for k in range(30)}
+        features = {f"feature {k}": weight for k in range(150)}
         return [RowDocument(f"item {n}", {"buy": json.dumps([features]).encode()}) for n in numbers]
 
     sent: list[int] = []  # sizes of what was refused
@@ -305,7 +305,7 @@ def test_a_node_that_takes_small_requests_alone_is_sent_small_ones(index_prefix:
         async with world.rows(requests=1) as writer:
             await (await writer.put(OWNER, large(range(1_000), 1.0)))
             refusals = len(sent)
-            assert refusals >= 2  # 500 documents have 300 kB and more
+            assert refusals >= 2  # 100 documents have 250 kB and more
             await (await writer.put(OWNER, large(range(1_000), 2.0)))
             assert len(sent) == refusals
             found = await world.sources()

@@ -150,13 +150,6 @@ MUTANTS = [
         "pass",
     ),
     Mutant(
-        "negative association is dropped where it was asked for",
-        KERNEL,
-        "llr/selection.py",
-        "_ALL if anti else np.uint32(k * n // n_row + 1)",
-        "np.uint32(k * n // n_row + 1)",
-    ),
-    Mutant(
         "round-off counts as association", KERNEL, "llr/kernels.py", "epsilon = 16 * _ULP *", "epsilon = 0 * _ULP *"
     ),
     Mutant(

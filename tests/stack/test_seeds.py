@@ -116,6 +116,7 @@ def test_an_indicator_gives_way_to_another_and_item_partitions_to_more(
     assert json.loads(capsys.readouterr().out)["published"]["index"] == f"{stack.names.items}-000002"
     with serving(stack) as url:
         assert stack.ask(url, {"user": user})["items"]  # their history is as of the other configuration
+    wait_for(lambda: stack.group_state() == "Empty", "the end of the session")  # within it nothing new is assigned
     worker.start()
     stack.check_all()
     assert {state for state, _ in served(worker).values()} == {"seed"}
