@@ -9,9 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient
-
-from agents.kafka_client import client_options
+from agents.logs import look_at_logs
 from agents.state_store import StateStore
 from agents.user_partition import SourceLog, UserPartition
 from benchmarks import data
@@ -59,7 +57,8 @@ def _few(found: Place) -> EventBatch:
 
 def _write_state(found: Place, source: data.Zipf) -> int:
     """A state as a worker would have it at offset RECORDS, had its events been those of `source`."""
-    log = SourceLog(found.settings.topic("interactions"), 0, 1, asyncio.run(_cluster(found)))
+    topic = asyncio.run(look_at_logs(found.settings))["interactions"]
+    log = SourceLog(topic.topic, 0, 1, topic.cluster, topic.id)
     partition = UserPartition(found.config, log, 1)
     partition.users.intern([f"user-{n}" for n in range(source.users)])
     partition.items.intern([f"item-{n}" for n in range(source.items)])
@@ -72,15 +71,6 @@ def _write_state(found: Place, source: data.Zipf) -> int:
     partition.position = partition.acknowledged = RECORDS
     partition.finish()
     return int(partition.stage.retained().sum())
-
-
-async def _cluster(found: Place) -> str:
-    admin = AIOKafkaAdminClient(**client_options(found.settings))
-    await admin.start()
-    try:
-        return str((await admin.describe_cluster())["cluster_id"])
-    finally:
-        await admin.close()
 
 
 def _filled(found: Place) -> bool:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TextIO
 
 import typer
 from rich.console import Console
@@ -65,10 +65,10 @@ def print_json(value: Mapping[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=not unicode, allow_nan=False))
 
 
-def print_figures(figures: Mapping[str, str]) -> None:
-    """A line for each, on stdout: what it is, and the figure."""
+def print_figures(figures: Mapping[str, str], file: TextIO | None = None) -> None:
+    """A line for each, on stdout if not in `file`: what it is, and the figure."""
     for label, text in figures.items():
-        print(f"{label:<22}{text}")
+        print(f"{label:<22}{text}", file=file)
 
 
 class Bar(Protocol):

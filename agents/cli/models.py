@@ -18,6 +18,7 @@ from agents.cli.common import (
     Threads,
     UsageProblem,
     peak_memory_bytes,
+    print_figures,
     print_json,
     progress,
     size_text,
@@ -197,6 +198,5 @@ def show(report: dict[str, Any], model: str | None, json: bool) -> None:
     if json:
         print_json(report)
         return
-    for name, value in report.items():
-        for label, text in _lines(name, value, model):
-            print(f"{label:<22}{text}", file=sys.stderr if model == STANDARD_OUTPUT else sys.stdout)
+    figures = dict(line for name, value in report.items() for line in _lines(name, value, model))
+    print_figures(figures, sys.stderr if model == STANDARD_OUTPUT else sys.stdout)

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from agents.engine import Engine
-from agents.kafka_client import client_options
 from agents.logs import look_at_logs
 from agents.shared_copy import SharedCopy
 from agents.state_store import StateStore
@@ -113,17 +111,8 @@ def saved_by_an_engine(config: Config) -> Callable[[Path], None]:
 
 def log_of(world: World, source: int, **changed: Any) -> SourceLog:
     """As the worker sees it."""
-
-    async def cluster() -> str:
-        admin = AIOKafkaAdminClient(**client_options(world.settings))
-        await admin.start()
-        try:
-            return str((await admin.describe_cluster())["cluster_id"])
-        finally:
-            await admin.close()
-
-    topic, sources = world.settings.topic("interactions"), world.config.retention.source_partitions
-    log = SourceLog(topic, source, sources, asyncio.run(cluster()))
+    found = asyncio.run(look_at_logs(world.settings))["interactions"]
+    log = SourceLog(found.topic, source, found.partitions, found.cluster, found.id)
     return replace(log, **changed)
 
 
@@ -193,17 +182,9 @@ def check_other_counts_are_refused(world: World) -> None:
 
 def check_more_item_partitions(world: World) -> None:
     """Topics are made anew, as the refusal says: the states of users are good for any number of item partitions."""
-
-    async def remake() -> None:
-        admin = AIOKafkaAdminClient(**client_options(world.settings))
-        await admin.start()
-        try:
-            await admin.delete_topics([world.settings.topic(name) for name in ("edits", "patches")])
-        finally:
-            await admin.close()
-        await create_topics(world.config, world.settings.model_copy(update={"item_partitions": 2}))
-
-    asyncio.run(remake())
+    topics = [world.settings.topic(name) for name in ("edits", "patches")]
+    administer(world.settings, lambda admin: admin.delete_topics(topics))
+    asyncio.run(create_topics(world.config, world.settings.model_copy(update={"item_partitions": 2})))
     # within its session a worker that returns is given what it had, which is one partition
     wait_for(lambda: world.group_state() == "Empty", "the group to forget it")
     world.item_partitions = 2
@@ -306,18 +287,9 @@ def test_a_full_disk_ends_the_worker_and_loses_nothing(make_world: MakeWorld) ->
 
 def delete_records(world: World, before: dict[int, int]) -> None:
     """Delete the beginnings of partitions of interactions: all records before these offsets."""
-
-    async def delete() -> None:
-        admin = AIOKafkaAdminClient(**client_options(world.settings))
-        await admin.start()
-        try:
-            topic = world.settings.topic("interactions")
-            all_before = {TopicPartition(topic, p): RecordsToDelete(before_offset=o) for p, o in before.items()}
-            await admin.delete_records(all_before)
-        finally:
-            await admin.close()
-
-    asyncio.run(delete())
+    topic = world.settings.topic("interactions")
+    all_before = {TopicPartition(topic, p): RecordsToDelete(before_offset=o) for p, o in before.items()}
+    administer(world.settings, lambda admin: admin.delete_records(all_before))
 
 
 def rebuilt(world: World, batches: list[EventBatch]) -> bytes:
