@@ -51,7 +51,7 @@ $(VENV)/.compiled: $(VENV)/.installed-demo $(wildcard llr/*.py cco/*.py model_sy
 	@$(BIN)/cco demo --events 1000 --json > $(VENV)/warm-up.json
 	@touch $@
 
-$(VENV)/.compiled-worker: $(VENV)/.compiled $(VENV)/.installed-kafka $(wildcard agents/*.py)
+$(VENV)/.compiled-worker: $(VENV)/.compiled $(VENV)/.installed-kafka $(wildcard agents/*.py agents/*/*.py)
 	@echo "Compiling the kernels of workers (once, about a minute) ..."
 	@$(BIN)/python -m agents.warm_up > $(VENV)/warm-up-worker.txt
 	@touch $@

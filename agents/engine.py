@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from agents.engine_report import REJECTIONS_KEPT, Counters, IngestReport, stats_of
 from agents.questions import (
     Contribution,
     Recommendation,
@@ -49,29 +50,8 @@ MICRO_BATCH = 65_536  # events applied between two looks at the rows that are du
 RECORDS_AT_ONCE = 8_192  # records parsed at a time
 LEAST_PUBLISH_SECONDS = 0.05  # spent on due rows after each micro-batch, however small that was
 PUBLISH_ITEMS = 256  # items counted between two looks at the clock
-REJECTIONS_KEPT = 10_000  # of one call
 IDLE_SECONDS = 1.0  # without publishing, after which a question looks for rows that are too old
 REFRESH_SECONDS = 0.02  # that a question spends on them
-
-
-@dataclass(frozen=True, slots=True)
-class IngestReport:
-    """What became of the events handed in. `rejected` has the first REJECTIONS_KEPT of `rejected_count`."""
-
-    accepted: int
-    rejected: list[Rejection]
-    rejected_count: int
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since the engine was made."""
-
-    accepted: int = 0
-    rejected: int = 0
-    fields_published: int = 0
-    patches: int = 0
-    worst_staleness: float = 0.0  # seconds
 
 
 class Engine:
@@ -384,28 +364,12 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Sizes, counts and totals, for people and for machines."""
-        sizes = {"users' names": self.users.nbytes(), "items' names": self.items.nbytes(), **self.pipeline.nbytes()}
-        sizes |= {f"index {part}": n for part, n in self.index.sizes().items()}
-        return {
-            "events_accepted": self.counters.accepted,
-            "events_rejected": self.counters.rejected,
-            "users": len(self.users),
-            "members": self.pipeline.members(),
-            "items": len(self.items),
-            "retained": self.pipeline.retained(),
-            "rows_counted": self.pipeline.rows_counted,
-            "fields_published": self.counters.fields_published,
-            "due_items": self.pipeline.due(),
-            "staleness_seconds": self.pipeline.staleness(self._clock()),
-            "worst_staleness_seconds": self.counters.worst_staleness,
-            "position": list(self.pipeline.position),
-            "bytes": sizes,
-        }
+        return stats_of(self, self._clock())
 
     # -- durable state ------------------------------------------------------------------------------
 
     def save(self, directory: str | Path) -> None:
-        """Write the whole state into a directory (see `agents.state_store`); raises StateError."""
+        """Write the whole state into a directory (see `agents.state.store`); raises StateError."""
         from agents.engine_state import save
 
         save(self, Path(directory))
@@ -418,7 +382,7 @@ class Engine:
         agree with that in all that decides what is retained, and counts in everything else.
         """
         from agents.engine_state import load
-        from agents.state_directory import stored_config
+        from agents.state.directory import stored_config
 
         engine = cls(config or stored_config(Path(directory)), **options)
         load(engine, Path(directory))

@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.checkpoint import Checkpointer, restore_stages, trusting
-from agents.state_owner import refuse_worker
-from agents.state_store import StateStore
+from agents.state.checkpoint import Checkpointer, restore_stages, trusting
+from agents.state.owner import refuse_worker
+from agents.state.store import StateStore
 from model_sync.metadata import MAX_PROPERTIES
 
 if TYPE_CHECKING:

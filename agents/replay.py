@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agents.checkpoint import INTERVAL, Checkpointer, CheckpointReport
 from agents.engine import Engine
 from agents.engine_state import restore
-from agents.files import Chunk, read_events
-from agents.input_position import InputPosition
-from agents.state_errors import StateError
-from agents.state_owner import is_served, owner_of
-from agents.state_store import StateStore
-from agents.streams import STANDARD_INPUT, InputError, open_input, size_of
+from agents.files.reading import Chunk, read_events
+from agents.files.streams import STANDARD_INPUT, InputError, open_input, size_of
+from agents.state.checkpoint import INTERVAL, Checkpointer, CheckpointReport
+from agents.state.errors import StateError
+from agents.state.input_position import InputPosition
+from agents.state.owner import is_served, owner_of
+from agents.state.store import StateStore
 from cco.event_data import Parsed
 
 CHUNK = 65_536  # records between two looks at the rows that are due

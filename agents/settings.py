@@ -24,7 +24,7 @@ from cco.config_errors import nearest, nearest_literal, shown
 
 __all__ = ["KEY_OF", "SECRETS", "TABLES", "TABLE_OF", "Loaded", "Settings", "load_all", "load_settings"]
 
-TABLES = tuple(table for table in SETTINGS_TABLES if table != "serve")  # that one is agents.serve_settings's
+TABLES = tuple(table for table in SETTINGS_TABLES if table != "serve")  # that one is agents.serving.settings's
 PREFIX = "CCO_"
 MAX_PARTITIONS = 256
 

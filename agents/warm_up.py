@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.item_partition import Claim, ItemPartition
-from agents.patch_sinks import encode_json
-from agents.state_store import StateStore
-from agents.user_partition import SourceLog, UserPartition
+from agents.state.store import StateStore
+from agents.workers.item_partition import Claim, ItemPartition
+from agents.workers.patch_sinks import encode_json
+from agents.workers.user_partition import SourceLog, UserPartition
 from cco.config import Config, make_config
 
 _INDICATORS = {"purchase": {"removed_by": ["return"], "user_cap": 6}, "view": {"user_cap": 6}}
@@ -58,16 +58,15 @@ def _interactions() -> list[_Record]:
 
 def warm_up() -> float:
     """Compile what is not compiled yet, and load the rest; answers the seconds that it took."""
-    begin = time.perf_counter()
+    begin, records = time.perf_counter(), _interactions()
     for values in _CONFIGS:
         with tempfile.TemporaryDirectory(prefix="cco-warm-up-") as folder:
-            _run(make_config(values, "the warm-up"), Path(folder) / "state")
+            _run(make_config(values, "the warm-up"), Path(folder) / "state", records)
     return time.perf_counter() - begin
 
 
-def _run(config: Config, folder: Path) -> None:
+def _run(config: Config, folder: Path, records: Sequence[_Record]) -> None:
     """Two lives of a source partition, and an item partition that is filled by the second and follows it."""
-    records = _interactions()
     first = _opened(config, folder)
     first.apply(records[:_HALF], _HALF)
     first.acknowledged = first.position

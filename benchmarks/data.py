@@ -96,7 +96,7 @@ def _online_retail() -> Columns:
 
 
 def _completejourney(demo: bool) -> Columns:
-    from agents.demo_data import TYPE_NAMES, DemoDataMissing, demo_config, load_purchases
+    from agents.demo.data import TYPE_NAMES, DemoDataMissing, demo_config, load_purchases
 
     try:
         data = load_purchases()

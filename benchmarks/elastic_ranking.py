@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.demo_data import demo_config
+from agents.demo.data import demo_config
 from benchmarks import data
 from benchmarks.elastic import client_of, node, peak
 from benchmarks.measure import Bench

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agents.producing import produce
+from agents.kafka.producing import produce
 from benchmarks import data
 from benchmarks.clients import Connection, Serving, milliseconds, serving
 from benchmarks.elastic import client_of, node, peak

@@ -6,7 +6,8 @@ import asyncio
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,26 +132,39 @@ def naive(bench: Bench) -> Result:
     return _measured(bench, work)
 
 
-def bulk_helper(bench: Bench) -> Result:
-    """`elasticsearch.helpers.parallel_bulk` with both rows of a document in one action; making those is not timed."""
+def bulk_helper(bench: Bench, beforehand: bool) -> Result:
+    """`elasticsearch.helpers.parallel_bulk` with both rows of a document in one action.
+
+    From the same patches as ours, or (`beforehand`) with all actions there before time is taken.
+    """
 
     def work(source: Source, client: Elasticsearch, options: ElasticOptions) -> tuple[float, int, Expected]:
-        rounds = [source.decoded(turn) for turn in range(1, ROUNDS + 1)]
-        actions = [list(_actions(changes, names(options).items)) for changes in rounds]
+        index = names(options).items
+        patches = [source.patches(turn) for turn in range(1, ROUNDS + 1)]
+        rounds: list[Iterable[Any]] = [_actions(source, some, index) for some in patches]
+        if beforehand:
+            rounds = [list(actions) for actions in rounds]
         begin = time.perf_counter()
-        for some in actions:
+        for some in rounds:
             answers = parallel_bulk(
                 client, some, thread_count=THREADS, queue_size=THREADS, chunk_size=BULK_DOCUMENTS, raise_on_error=True
             )
             deque(answers, maxlen=0)
-        return time.perf_counter() - begin, ROUNDS * source.documents * len(source.kinds), rounds[-1]
+        seconds = time.perf_counter() - begin
+        return seconds, ROUNDS * source.documents * len(source.kinds), source.decoded(ROUNDS)
 
     return _measured(bench, work)
 
 
-def _actions(changes: Expected, index: str) -> Iterator[dict[str, Any]]:
-    for item, rows in changes.items():
-        yield {"_op_type": "update", "_index": index, "_id": item, "doc": _partial(rows)}
+def _actions(source: Source, patches: Sequence[Patches], index: str) -> Iterator[dict[str, Any]]:
+    """As somebody would write it who has these patches and the helper."""
+    kinds = len(source.kinds)
+    for rows in (some.rows for some in patches):
+        features, weights = source.items.names(rows.feature.tolist()), rows.weight.tolist()
+        entries = [dict(zip(features[b:e], weights[b:e], strict=True)) for b, e in pairwise(rows.start.tolist())]
+        for at, item in zip(range(0, len(rows), kinds), source.items.names(rows.item[::kinds].tolist()), strict=True):
+            changed = dict(zip(source.kinds, entries[at : at + kinds], strict=True))
+            yield {"_op_type": "update", "_index": index, "_id": item, "doc": _partial(changed)}
 
 
 def _partial(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

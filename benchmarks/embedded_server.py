@@ -12,10 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.embedded import Learner
 from agents.engine import Engine
 from agents.log import set_up
-from agents.serve import SWITCH_SECONDS, Server, embedded_service, listen, stopped_by_signals, url_of, warm_up
+from agents.serving.embedded import (
+    SWITCH_SECONDS,
+    Server,
+    embedded_service,
+    listen,
+    stopped_by_signals,
+    url_of,
+    warm_up,
+)
+from agents.serving.learning import Learner
 from benchmarks import catalogue
 from benchmarks.measure import Bench
 from cco.event_data import EventBatch

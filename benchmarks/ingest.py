@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from agents.engine import Engine
-from agents.files import read_events
+from agents.files.reading import read_events
 from benchmarks import data
 from benchmarks.measure import Bench
 from benchmarks.scenario import Line, Raw, Result, Scenario, Task, memory, values

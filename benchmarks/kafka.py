@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from agents.kafka.topics import create_topics
 from agents.settings import Settings
-from agents.topics import create_topics
 from benchmarks import data
 from benchmarks.measure import Bench, cpu_seconds, status_bytes
 from benchmarks.scenario import Result
@@ -154,7 +154,7 @@ def purchases(sources: int = 1, staleness: float = 10.0) -> tuple[Config, str]:
 
 def ingest(found: Place, log: data.Log, rate: float | None = None, limit: int | None = None) -> None:
     """Send a log of purchases through the producer."""
-    from agents.producing import produce
+    from agents.kafka.producing import produce
 
     batches = list(log.batches(16_384, limit))
     asyncio.run(produce(found.settings, found.config, log.user_ids, log.item_ids, batches, rate=rate))

@@ -16,9 +16,9 @@ from types import SimpleNamespace
 import faust
 from aiokafka import AIOKafkaProducer
 
-from agents.kafka_client import client_options
+from agents.kafka.client import client_options
 from agents.settings import load_settings
-from agents.user_partition import SourceLog, UserPartition
+from agents.workers.user_partition import SourceLog, UserPartition
 
 
 def main(file: Path, folder: Path, events: int) -> None:

@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.logs import look_at_logs
-from agents.state_store import StateStore
-from agents.user_partition import SourceLog, UserPartition
+from agents.kafka.logs import look_at_logs
+from agents.state.store import StateStore
+from agents.workers.user_partition import SourceLog, UserPartition
 from benchmarks import data
 from benchmarks.kafka import SESSION, Place, applied, place, until
 from benchmarks.measure import Bench
@@ -42,7 +42,7 @@ def restarts(bench: Bench, events: int) -> Result:
 
 def _few(found: Place) -> EventBatch:
     """Send RECORDS events, and answer as many to send later."""
-    from agents.producing import produce
+    from agents.kafka.producing import produce
     from cco.vocabulary import Vocabulary
 
     users, items = Vocabulary(), Vocabulary()
@@ -93,7 +93,7 @@ def _resync(found: Place) -> float | None:
 
 async def _feeding(found: Place, batch: EventBatch, result: Result) -> None:
     """Kill and stop the worker while events come."""
-    from agents.producing import produce
+    from agents.kafka.producing import produce
 
     users, items = found.vocabularies
     feeding = asyncio.create_task(produce(found.settings, found.config, users, items, [batch], rate=RATE / 4))

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import cramjam
 import numpy as np
 
-from agents.demo_data import demo_config
-from agents.producing import Messages
-from agents.user_partition import SourceLog, UserPartition
+from agents.demo.data import demo_config
+from agents.kafka.producing import Messages
+from agents.workers.user_partition import SourceLog, UserPartition
 from benchmarks import data
 from benchmarks.kafka import purchases
 from benchmarks.measure import Bench

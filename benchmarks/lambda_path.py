@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.status import Status, look
+from agents.health.status import Status, look
 from benchmarks import data
 from benchmarks.clients import ROOT, Connection, milliseconds, serving
 from benchmarks.elastic import node, peak
@@ -82,7 +82,7 @@ def stack(bench: Bench) -> Iterator[Stack]:
 
 
 def _check_types(config: Config) -> None:
-    from agents.demo_data import demo_config
+    from agents.demo.data import demo_config
 
     if config.event_types != demo_config().event_types:
         raise RuntimeError("the demo's events are of other types than the configuration's")

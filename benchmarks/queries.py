@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.demo_data import demo_config
+from agents.demo.data import demo_config
 from benchmarks import data
 from benchmarks.measure import Bench, spread
 from benchmarks.scenario import Line, Raw, Result, Scenario, Task, memory, values

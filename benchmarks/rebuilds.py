@@ -77,7 +77,7 @@ def prepare_demo(bench: Bench) -> Result:
     found = data.prepare(bench, "demo")
     if "absent" in found:
         return found
-    from agents.demo_data import demo_config
+    from agents.demo.data import demo_config
 
     log, names = data.load(bench, "demo"), demo_config().event_types
     columns = {

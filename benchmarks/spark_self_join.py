@@ -28,7 +28,7 @@ TOP_K = 50
 
 def prepare(bench: Bench) -> Result:
     """Write the retained pairs of each indicator, and our rows to compare with."""
-    from agents.demo_data import demo_config
+    from agents.demo.data import demo_config
     from cco.batch import rebuild
     from cco.model_file import encode
 

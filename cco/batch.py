@@ -29,6 +29,8 @@ Weights: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 _Fields: TypeAlias = tuple[npt.NDArray[np.uint32], Weights, npt.NDArray[np.int32]]  # feature, weight, length; padded
 
 FOLD_EVERY = 1 << 21  # events held before they are folded: about 64 MB while that happens
+EVENT_BYTES, RETAINED_BYTES = 32, 16  # of an event that is folded; of a retained entry meanwhile, before and after
+LEAST_PIECE = 1 << 14  # events: for fewer at a time, going through all histories is not worth it
 _CHUNK_ROWS = 4096
 _CHUNK_STEPS = 1 << 22  # increments of the row kernel in a chunk, so that threads end together
 
@@ -102,6 +104,7 @@ def rebuild(
     *,
     start: Histories | None = None,
     folded: Callable[[Histories], None] = lambda histories: None,
+    memory: int | None = None,
 ) -> Model:
     """The model of the events in `batches`, whose users and items are positions in the vocabularies.
 
@@ -111,9 +114,11 @@ def rebuild(
     called with these, and they are a later rebuild's `start`, with vocabularies that begin with what these had.
     The vocabularies may grow while `batches` is being consumed. Memory: what is retained (8 bytes an
     entry), twice while folding, and about 32 bytes for each of `fold_every` events, or of half as many as
-    are retained if that is more. The result depends on neither `fold_every`, `threads` nor the batches.
+    are retained if that is more; `memory`, in bytes, is what that may come to: fewer events are folded at a time.
+    Raises OverflowError where what is retained alone is more. The result depends on neither `fold_every`, `memory`,
+    `threads` nor the batches.
     """
-    histories = fold_all(config, batches, users, items, fold_every, start=start, folded=folded)
+    histories = fold_all(config, batches, users, items, fold_every, start=start, folded=folded, memory=memory)
     matrices = _matrices(config, histories, len(users), len(items))
     sealed = _rows(config, items, histories, matrices, users, threads, exact=False)
     return Model(config, users, items, histories, matrices, sealed, threads)
@@ -128,6 +133,7 @@ def fold_all(
     *,
     start: Histories | None = None,
     folded: Callable[[Histories], None] = lambda histories: None,
+    memory: int | None = None,
 ) -> Histories:
     """The histories after all of `batches`; arguments as of `rebuild`."""
     histories = start or Histories.none(config.retention.source_partitions)
@@ -136,11 +142,26 @@ def fold_all(
     for batch in batches:
         held.append(batch)
         size += len(batch[1] if isinstance(batch, tuple) else batch)
-        if size >= max(fold_every, histories.items.size // 2):
+        if size >= _piece(fold_every, histories.items.size, memory):
             histories = fold(histories, held, config, users, items)
             held, size = [], 0
             folded(histories)
     return fold(histories, held, config, users, items)
+
+
+def _piece(fold_every: int, retained: int, memory: int | None) -> int:
+    """Events to hold before they are folded into histories of `retained` entries. Raises OverflowError."""
+    wanted = max(fold_every, retained // 2)
+    if memory is None:
+        return wanted
+    room = (memory - RETAINED_BYTES * retained) // EVENT_BYTES
+    if room < LEAST_PIECE:
+        need = RETAINED_BYTES * retained + EVENT_BYTES * LEAST_PIECE
+        raise OverflowError(
+            f"{retained} interactions are retained so far, and to go on takes {need / 1e6:.0f} MB of the"
+            f" {memory / 1e6:.0f} MB that are allowed: allow more, lower user_cap, or set a window"
+        )
+    return min(wanted, room)
 
 
 def count_columns(

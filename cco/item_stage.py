@@ -84,6 +84,8 @@ class ItemStage:
         self._counted_version = np.zeros(0, np.int64)
         self._version = 0
         self._counted_at_version = False
+        self._again = np.empty(0, np.int64)  # items (sorted) that are sent once more,
+        self._held = np.empty((self._kinds + 1, 0), np.uint64)  # and the fingerprints of what was sent of them before
         self.rows_counted = 0
         self.ages = np.zeros(0)  # (items,) seconds for which those counted last had been out of date
 
@@ -264,7 +266,21 @@ class ItemStage:
         parts.append(prior_fields(items, self._source_priors, self._kinds))
         changed = [self._changed(part.rows, part.fingerprints) for part in parts]
         rows = join_rows(changed)
-        return Patches(self.position, rows) if len(rows) else None
+        return Patches(self.position, rows, self._sent_before(rows)) if len(rows) else None
+
+    def _sent_before(self, rows: Rows) -> npt.NDArray[np.bool_] | None:
+        """Which of these rows, all about to be sent, were sent before as they are; see `send_again`."""
+        at = np.searchsorted(self._again, rows.item)
+        known = np.flatnonzero(at < self._again.size)
+        known = known[self._again[at[known]] == rows.item[known]]
+        if not known.size:
+            return None
+        field, item, place = rows.field[known], rows.item[known], at[known]
+        sent = self._fingerprints[field, item]
+        found = np.zeros(len(rows), np.bool_)
+        found[known] = self._held[field, place] == sent
+        self._held[field, place] = sent  # whoever has the ones has the others from now on
+        return found
 
     def _column_counts(self, kind: int) -> npt.NDArray[np.int32]:
         if self._sources == 1:
@@ -294,9 +310,28 @@ class ItemStage:
         too old at once. Those that were out of date before are as old as they were.
         """
         self._fingerprints[:] = self._unsent
+        self._again = self._again[:0]
         self._counted_at[self._counted_version == self._version] = now
         known = np.flatnonzero(np.isfinite(self._counted_at))
         self._counted_version[known] = NEVER_COUNTED
+
+    def known_items(self) -> Indices:
+        """Items that have rows here, empty or not, sorted."""
+        return np.flatnonzero(np.isfinite(self._counted_at))
+
+    def send_again(self, items: Indices) -> None:
+        """One more index: send every field of `items` (sorted, known) once more.
+
+        Patches tell which of them were sent before as they are (`again`): other indices hold these. What was asked for
+        before must have been counted (`is_due`).
+        """
+        self._again, self._held = items, self._fingerprints[:, items]
+        self._fingerprints[:, items] = UNKNOWN_FIELD
+        _make_all_due(self._state, items, self._all)
+
+    def is_due(self, items: Indices) -> bool:
+        """Whether a field of one of `items` is due."""
+        return bool(self._state.due[items].any())
 
     def exact_rows(self) -> Rows:
         """All rows with entries, float64, counted from the state as it is; publishes nothing."""

@@ -59,3 +59,4 @@ class Patches:
 
     position: tuple[int, ...]  # per source partition: events of its log that are applied
     rows: Rows  # float32 weights
+    again: npt.NDArray[np.bool_] | None = None  # (m,) rows that were sent before as they are; None: none was

@@ -17,11 +17,12 @@ import numpy as np
 
 from cco import lists
 from cco.ahead import ask_for_event
-from cco.edits import ADD, ENTER, LEAVE, REMOVE
+from cco.edits import ADD, LEAVE, REMOVE
 from cco.event_data import CLOCK, DELETE_USER
 from cco.expiry import cancel, next_due, schedule
 from cco.priors import count_in, open_buckets
 from cco.retention import INSERTED, KEPT, NEVER, REPLACED, admit, expired, find, settle
+from cco.user_edits import count, count_prior, emit, emit_enter, present, tell, touch
 from cco.user_state import (
     APPLIED,
     DIRTY,
@@ -42,89 +43,11 @@ DONE, EDITS_FULL, SAVED_FULL, ARENA_FULL = 0, 1, 2, 3
 
 
 @inlined
-def _touch(state: Any, kind: Any, item: Any) -> None:
-    if state.marks[kind, item] == 0:
-        state.marks[kind, item] = 1
-        at = state.registers[TOUCHED]
-        state.touched[0, at] = np.uint32(kind)
-        state.touched[1, at] = np.uint32(item)
-        state.registers[TOUCHED] = at + 1
-
-
-@inlined
-def _emit(state: Any, op: Any, user: Any, kind: Any, item: Any, partition: Any) -> None:
-    at = state.registers[EDITS]
-    state.edits[0, at] = np.uint32(op | (kind << 8) | (partition << 16))
-    state.edits[1, at] = np.uint32(user)
-    state.edits[2, at] = np.uint32(item)
-    state.registers[EDITS] = at + 1
-
-
-@kernel
-def _primaries(state: Any, names: Any, user: Any, partition: Any) -> Any:
-    """How many primary items of the user lie in the item partition."""
-    key = user * state.counts.shape[0]
-    start, n, found = np.int64(state.histories.head[key, 0]), np.int64(state.histories.head[key, 1]), 0
-    for k in range(n):
-        if names.item_partitions[state.histories.data[start + k]] == partition:
-            found += 1
-    return found
-
-
-@inlined
-def _present(state: Any, rule: Any, names: Any, user: Any, partition: Any) -> Any:
-    if rule.partitions == 1:
-        return np.int64(state.histories.head[user * state.counts.shape[0], 1])
-    return np.int64(_primaries(state, names, user, partition))
-
-
-@kernel
-def _emit_enter(state: Any, user: Any, partition: Any) -> None:
-    """The whole history, for an item partition that comes to hold the user."""
-    kinds = state.counts.shape[0]
-    _emit(state, ENTER, user, 0, 0, partition)
-    for t in range(kinds):
-        start = np.int64(state.histories.head[user * kinds + t, 0])
-        for k in range(np.int64(state.histories.head[user * kinds + t, 1])):
-            _emit(state, ADD, user, t, np.int64(state.histories.data[start + k]), partition)
-
-
-@kernel
-def _count_prior(state: Any, rule: Any, item: Any, time: Any, sign: Any) -> None:
-    """A member's primary interaction of that time comes (+1) or goes (-1)."""
-    count_in(state.rings, rule.widths, state.registers[WATERMARK], item, time, sign)
-    if rule.widths.size > 0:
-        _touch(state, rule.caps.size, item)
-
-
-@inlined
-def _count(state: Any, rule: Any, kind: Any, item: Any, time: Any, sign: Any) -> None:
-    state.counts[kind, item] += np.int32(sign)
-    _touch(state, kind, item)
-    if kind == 0:
-        _count_prior(state, rule, item, time, sign)
-
-
-@inlined
-def _tell(state: Any, rule: Any, names: Any, op: Any, user: Any, kind: Any, item: Any) -> None:
-    """Tell every item partition that holds the member, after the history has changed."""
-    own = np.int64(names.item_partitions[item]) if kind == 0 else -1
-    for p in range(rule.partitions):
-        held = _present(state, rule, names, user, p)
-        if p == own and op == ADD and held == 1:
-            _emit_enter(state, user, p)
-        elif p == own and op == REMOVE and held == 0:
-            _emit(state, LEAVE, user, 0, 0, p)
-        elif held > 0:
-            _emit(state, op, user, kind, item, p)
-
-
-@inlined
 def _insert(state: Any, rule: Any, names: Any, user: Any, kind: Any, item: Any, time: Any) -> None:
     lists.push(state.histories, user * state.counts.shape[0] + kind, np.uint32(item), np.uint32(time))
     if state.flags[user] & MEMBER:
-        _count(state, rule, kind, item, time, 1)
-        _tell(state, rule, names, ADD, user, kind, item)
+        count(state, rule, kind, item, time, 1)
+        tell(state, rule, names, ADD, user, kind, item)
 
 
 @kernel
@@ -134,8 +57,8 @@ def _remove(state: Any, rule: Any, names: Any, user: Any, kind: Any, slot: Any) 
     item, time = np.int64(state.histories.data[at]), np.int64(state.histories.extra[at])
     lists.drop(state.histories, key, slot)
     if state.flags[user] & MEMBER:
-        _count(state, rule, kind, item, time, -1)
-        _tell(state, rule, names, REMOVE, user, kind, item)
+        count(state, rule, kind, item, time, -1)
+        tell(state, rule, names, REMOVE, user, kind, item)
 
 
 @inlined
@@ -159,13 +82,13 @@ def _join_or_leave(state: Any, rule: Any, names: Any, user: Any) -> Any:
         start = np.int64(state.histories.head[user * kinds + t, 0])
         for k in range(np.int64(state.histories.head[user * kinds + t, 1])):
             item = np.int64(state.histories.data[start + k])
-            _count(state, rule, t, item, np.int64(state.histories.extra[start + k]), sign)
+            count(state, rule, t, item, np.int64(state.histories.extra[start + k]), sign)
     for p in range(rule.partitions):
-        if _present(state, rule, names, user, p) > 0:
+        if present(state, rule, names, user, p) > 0:
             if enough:
-                _emit_enter(state, user, p)
+                emit_enter(state, user, p)
             else:
-                _emit(state, LEAVE, user, 0, 0, p)
+                emit(state, LEAVE, user, 0, 0, p)
     return True
 
 
@@ -240,8 +163,8 @@ def _admit(state: Any, rule: Any, names: Any, user: Any, kind: Any, item: Any, t
         before = np.int64(times[start + slot])
         if time > before:
             if kind == 0 and state.flags[user] & MEMBER:
-                _count_prior(state, rule, item, before, -1)
-                _count_prior(state, rule, item, time, 1)
+                count_prior(state, rule, item, before, -1)
+                count_prior(state, rule, item, time, 1)
             times[start + slot] = np.uint32(time)
         return
     if outcome == REPLACED:
@@ -391,8 +314,8 @@ def tell_members(state: Any, rule: Any, names: Any, begin: Any, end: Any, only: 
             return user
         if state.flags[user] & MEMBER:
             for p in range(first, stop):
-                if _present(state, rule, names, user, p) > 0:
-                    _emit_enter(state, user, p)
+                if present(state, rule, names, user, p) > 0:
+                    emit_enter(state, user, p)
     return end
 
 
@@ -406,5 +329,5 @@ def tell_counts(state: Any, rule: Any, names: Any, begin: Any, end: Any, only: A
         own = np.int64(names.item_partitions[item]) == only
         for t in range(kinds):
             if own or state.counts[t, item] != 0:
-                _touch(state, t, item)
+                touch(state, t, item)
     return end

@@ -78,9 +78,18 @@ class Line:
             heappop(self.heap)
         return None
 
-    def pop(self) -> None:
-        """Let the head go."""
-        heappop(self.heap)
+    def take(self, entries: dict[str, Entry], documents: int, size: float) -> list[Entry]:
+        """The first ones leave for one request: at most so many, and of so many bytes, but one at least."""
+        found: list[Entry] = []
+        while (entry := self.head(entries)) is not None and entry.waiting is not None:
+            documents = min(documents, entry.most)
+            size -= entry.waiting.payload.size
+            if found and (len(found) >= documents or size < 0):
+                break
+            heappop(self.heap)
+            found.append(entry)
+            entry.state = State.IDLE  # so that it is not found twice
+        return found
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ written in another order than it was put. Why no write is lost, and none comes b
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
@@ -183,10 +184,7 @@ class BulkQueue:
             if entry is not None and entry.state is State.BACKING_OFF:
                 self._line_up(entry, order)
         found: list[Request] = []
-        while now >= self._backoff.until and len(self._requests) < self.window:
-            request = self._next(now)
-            if request is None:
-                break
+        while now >= self._backoff.until and len(self._requests) < self.window and (request := self._next(now)):
             self._requests[request.number] = request
             found.append(request)
         return found
@@ -211,7 +209,8 @@ class BulkQueue:
         few = len(line.heap) < self._limits.batch_documents
         if self._requests and few and now < ready.waiting.since + self._limits.linger:
             return None  # more will come, and the others are on their way
-        entries = self._batch(line)
+        most_bytes = math.inf if line is self._unread else self._batch_bytes
+        entries = line.take(self._entries, self._limits.batch_documents, most_bytes)
         self._numbers += 1
         if line is self._unread:
             self.statistics.reads += len(entries)
@@ -219,19 +218,6 @@ class BulkQueue:
                 entry.state = State.READING
             return Read(self._numbers, now, tuple(entry.key for entry in entries))
         return Write(self._numbers, now, tuple(map(Entry.fly, entries)))
-
-    def _batch(self, line: Line) -> list[Entry]:
-        found: list[Entry] = []
-        size, most = 0, self._limits.batch_documents
-        while (entry := line.head(self._entries)) is not None and entry.waiting is not None:
-            most = min(most, entry.most)
-            size += entry.waiting.payload.size if line is self._ready else 0
-            if found and (len(found) >= most or size > self._batch_bytes):
-                break
-            line.pop()
-            found.append(entry)
-            entry.state = State.IDLE  # so that it is not found twice
-        return found
 
     # -- what came of it ----------------------------------------------------------------------------
 
@@ -252,7 +238,7 @@ class BulkQueue:
             self._window.took(request.sent, now, bool(self._ready.heap or self._unread.heap))
         self.statistics.latency = now - request.sent
         effects: list[Effect] = []
-        for key, answer in zip(_keys(request), answers, strict=True):
+        for key, answer in zip(request.keys, answers, strict=True):
             entry = self._entries[key]
             version = None if number <= self._forgotten else answer.version
             if write:
@@ -264,7 +250,7 @@ class BulkQueue:
     def failed(self, number: int, answer: Answer, now: float) -> list[Effect]:
         """Request `number` failed as a whole, for the reason given."""
         request = self._requests.pop(number)
-        keys = _keys(request)
+        keys = request.keys
         effects: list[Effect] = []
         if answer.outcome in _FOR_GOOD:  # on account of one of them: halves will tell of which
             most = len(keys) // 2
@@ -411,7 +397,3 @@ class BulkQueue:
                     self._settle(entry)
         lost = self._tickets.fence(partition, stamp)
         return [Fenced(owner, tuple(numbers), stamp) for owner, numbers in lost.items()]
-
-
-def _keys(request: Request) -> Sequence[str]:
-    return request.keys if isinstance(request, Read) else [operation.key for operation in request.operations]

@@ -130,6 +130,11 @@ class Write:
     sent: float
     operations: tuple[Operation, ...]
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of its documents, in their order."""
+        return tuple(operation.key for operation in self.operations)
+
 
 Request: TypeAlias = Read | Write
 

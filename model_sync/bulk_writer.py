@@ -205,7 +205,7 @@ class _Writer:
         answers: list[Answer] | None = None
         try:
             answers = await (self._read(request) if isinstance(request, Read) else self._write(request.operations))
-            expected = len(request.keys if isinstance(request, Read) else request.operations)
+            expected = len(request.keys)
             failure = Answer(Outcome.UNKNOWN, None, f"{len(answers)} answers to {expected} operations")
             answers = answers if len(answers) == expected else None
         except (ApiError, TransportError) as error:

@@ -145,7 +145,7 @@ def _of_answer(error: ApiError, while_doing: str) -> str:
     status = error.status_code
     if status == 401:
         return f" refused the login{while_doing}: check username and password, or api_key"
-    if kind == _BLOCKED:
+    if kind == _BLOCKED and status != 503:  # 503: a node that has only just started
         return f" blocks it{while_doing}: {said}: is its disk full? It writes again when there is room"
     if status == 403:
         return f" does not permit it{while_doing}: {said}"

@@ -23,7 +23,7 @@ from model_sync.elastic_client import ElasticProblem, elastic_errors
 from model_sync.elastic_documents import fields_json, identity_json, properties_of, row_documents
 from model_sync.elastic_metadata import SOURCE, PositionedChange, Read, Refusal, Wait, write
 from model_sync.elastic_names import decoded, encoded
-from model_sync.elastic_query import SearchFailed, plan, row_entries
+from model_sync.elastic_query import SearchFailed, of_part, plan, row_entries
 from model_sync.metadata import Properties, checked_id, checked_properties
 from model_sync.row_store import check_patch
 
@@ -197,7 +197,7 @@ def _checked(items: Mapping[str, Mapping[str, object]]) -> list[tuple[str, Mappi
 def known_properties(document: Mapping[str, Any]) -> Properties | None:
     """Metadata in an answer of `mget`; None where the item has none or is deleted. Raises ElasticProblem."""
     if "error" in document:
-        raise ElasticProblem(f"properties cannot be read: {document['error'].get('reason')}")
+        raise ElasticProblem(f"properties cannot be read: {of_part(document['error'])}")
     source = document.get("_source") or {}
     return properties_of(source) if source.get("known") else None
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Generator, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +44,11 @@ MOST_WHOLE = 100  # hits of a page whose documents come as they are; of more, th
 _ORDER = [{"_score": {"order": "desc"}}, {"id": {"order": "asc"}}]
 _NOTHING: Body = {"match_none": {}}
 _CLAUSES = re.compile(r"maxClauseCount is set to (\d+)")  # in what Elasticsearch says of too many
+_TO_DO = {  # by the type of what failed
+    "index_not_found_exception": ": `cco index create` makes it",
+    "no_shard_available_action_exception": ": try again when its cluster is healthy",
+    "search_phase_execution_exception": ": try again when its cluster is healthy",
+}
 _VALUE_OF = {RANK: "rank", RANDOM: "shuffle"}
 
 
@@ -52,20 +56,17 @@ class SearchFailed(Exception):
     """Elasticsearch answered, but not the question: one readable line with what it said."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Term:
+class _Term(NamedTuple):
     """A history item, or a prior that takes a share."""
 
     indicator: str  # or "priors"
     feature: str
-    boost: float  # a float32
-
-    @property
-    def field(self) -> str:
-        return PRIORS if self.indicator == PRIORS else f"rows.{encoded(self.indicator)}"
+    boost: float = 1.0  # a float32
+    field: str = PRIORS
 
     def scored(self) -> Body:
-        return {"term": {self.field: {"value": encoded(self.feature), "boost": self.boost}}}
+        value = encoded(self.feature)
+        return {"term": {self.field: value if self.boost == 1.0 else {"value": value, "boost": self.boost}}}
 
 
 def plan(query: Query, config: Config) -> Plan:
@@ -100,7 +101,7 @@ def _shares(asked: _Asked) -> Generator[list[Body], list[Mapping[str, Any]], lis
     if not shares:
         return []
     answers = _checked(
-        asked.query, (yield [asked.best(asked.terms), *([asked.best([_Term(PRIORS, n, 1.0)]) for n in shares])])
+        asked.query, (yield [asked.best(asked.terms), *([asked.best([_Term(PRIORS, n)]) for n in shares])])
     )
     best, *tops = (np.float32(max((hit["_score"] for hit in _hits(answer)), default=0.0)) for answer in answers)
     found = []
@@ -120,14 +121,18 @@ def _checked(query: Query, answers: list[Mapping[str, Any]]) -> list[Mapping[str
             if smaller is not None:
                 raise smaller
             causes = reason.get("root_cause") or [reason] if isinstance(reason, Mapping) else [{"reason": reason}]
-            hint = ": `cco index create` makes it" if causes[0].get("type") == "index_not_found_exception" else ""
-            raise SearchFailed(f"Elasticsearch refuses the search: {causes[0].get('reason')}{hint}")
+            raise SearchFailed(f"Elasticsearch refuses the search: {of_part(causes[0])}")
         shards = answer["_shards"]
         if answer.get("timed_out") or shards["failed"]:
             failed = f"{shards['failed']} of {shards['total']} shards failed"
             why = "it took too long" if answer.get("timed_out") else failed
             raise SearchFailed(f"Elasticsearch has only a part of the answer: {why}: look at its cluster's health")
     return answers
+
+
+def of_part(error: Mapping[str, Any]) -> str:
+    """Why a part of an answer is missing, in Elasticsearch's words, and what to do."""
+    return f"{error.get('reason')}{_TO_DO.get(str(error.get('type')), '')}"
 
 
 def too_large(query: Query, error: object) -> QueryError | None:
@@ -212,7 +217,7 @@ class _Asked:
             modes = {"score_mode": "sum", "boost_mode": "replace"}
             ranked = {"function_score": {"query": rest(), "functions": values, **modes}}
         elif name in self._config.prior_names:
-            ranked = rest(should=[_Term(PRIORS, name or "", 1.0).scored()], minimum_should_match=0)
+            ranked = rest(should=[_Term(PRIORS, name or "").scored()], minimum_should_match=0)
         else:
             ranked = rest()
         return self._page(ranked, first, number, False, [])
@@ -271,10 +276,11 @@ def _terms(query: Query, config: Config) -> list[_Term]:
     found = []
     for name, ids in query.history.items():
         boost = config.indicators[name].weight * query.weights.get(name, 1.0)
-        single = query.history_weights.get(name, {})
         if boost > 0:
+            field, usual = f"rows.{encoded(name)}", _float32(boost)
+            single = {item: _float32(boost * by) for item, by in query.history_weights.get(name, {}).items()}
             asked = possible(dict.fromkeys(ids))
-            found += [_Term(name, item, _float32(boost * single.get(item, 1.0))) for item in asked]
+            found += [_Term(name, item, single.get(item, usual), field) for item in asked]
     return found
 
 

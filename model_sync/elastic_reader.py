@@ -14,7 +14,7 @@ from cco.vocabulary import id_problem
 from model_sync.contract import Hit, Query
 from model_sync.elastic_client import ElasticProblem, IndexNames, elastic_errors
 from model_sync.elastic_index import known_properties
-from model_sync.elastic_query import Body, SearchFailed, plan, too_large
+from model_sync.elastic_query import Body, SearchFailed, of_part, plan, too_large
 from model_sync.elastic_users import UserHistory, user_history
 from model_sync.metadata import Properties
 
@@ -28,7 +28,8 @@ class AsyncElasticReader:
     def __init__(self, client: AsyncElasticsearch, names: IndexNames, config: Config) -> None:
         # a connection that was closed just when it was to be used again: reading may be repeated
         self._client, self._names, self._config = client.options(max_retries=1), names, config
-        self._path = f"/{quote(names.items, safe='')}/_search"
+        items, users = (quote(name, safe="") for name in names)
+        self._search_path, self._users_path = f"/{items}/_search", f"/{users}/_mget"
 
     async def search(self, query: Query) -> list[Hit]:
         """The best hits, best first. Raises QueryError too, also for what is too large for this Elasticsearch."""
@@ -56,18 +57,21 @@ class AsyncElasticReader:
             searches = [part for body in bodies for part in ({}, body)]
             found = await self._client.msearch(index=self._names.items, searches=searches)
             return cast(list[Mapping[str, Any]], found["responses"])
-        answer = await self._client.perform_request("POST", self._path, headers=_HEADERS, body=_encode(bodies[0]))
-        return [answer.body]
+        return [await self._post(self._search_path, bodies[0])]
+
+    async def _post(self, path: str, body: Body) -> Mapping[str, Any]:
+        """As the client's own methods do, without what they do to find out what is asked."""
+        answer = await self._client.perform_request("POST", path, headers=_HEADERS, body=_encode(body))
+        return cast(Mapping[str, Any], answer.body)
 
     async def history(self, user: str) -> UserHistory:
         """What is retained of a user as of the last write, visible to searches or not."""
         if id_problem(user) is not None:
             return UserHistory()
         with elastic_errors():
-            answer = await self._client.mget(index=self._names.users, ids=[user])
-        [found] = answer["docs"]
+            [found] = (await self._post(self._users_path, {"ids": [user]}))["docs"]
         if "error" in found:
-            raise ElasticProblem(f"the history of a user cannot be read: {found['error'].get('reason')}")
+            raise ElasticProblem(f"the history of a user cannot be read: {of_part(found['error'])}")
         return user_history(found["_source"] if found["found"] else None)
 
     async def properties(self, item: str) -> Properties | None:

@@ -58,8 +58,9 @@ _LOST = "this rebuild is over: another one has set it aside, or its index was de
 class Published:
     """What was published.
 
-    same: mean share of equal hits of sampled questions in this index and the one before; None without one.
-    live_share: of sampled documents, those that live agents had written before the swap.
+    answered, unanswered: sampled questions about users and items of the index before that it answers, and those of them
+    that this one does not. same: mean share of equal hits of sampled questions in this index and the one before; None
+    without one. live_share: of sampled documents, those that live agents had written before the swap.
     """
 
     index: str
@@ -68,6 +69,8 @@ class Published:
     metadata: int
     verified_rows: int
     questions: int
+    answered: int
+    unanswered: int
     same: float | None
     live_share: float
     seconds: float
@@ -128,7 +131,7 @@ class Rebuilding:
         }
         self.index = ""
         self._alias = ""
-        self.log_of_served: Mapping[str, Any] = {}  # `_meta.cco.log` of the served index; see `agents.logs`
+        self.log_of_served: Mapping[str, Any] = {}  # `_meta.cco.log` of the served index; see `agents.kafka.logs`
 
     # -- the lock -----------------------------------------------------------------------------------
 
@@ -248,9 +251,9 @@ class Rebuilding:
         for documents in loader.load(rows, items):
             self._tell(f"loaded {documents:,} documents into {self.index}")
         self._patience("making documents visible", self._open)
-        verifier = Verifier(self._client, self.index, alias, self._config, self._patience)
+        verifier = Verifier(self._client, self.index, alias, self._names.users, self._config, self._patience)
         verified = verifier.verify(loader.loaded, rows, items, allow_smaller)
-        self._tell(f"verified {verified.rows} rows and {verified.questions} questions")
+        self._tell(f"verified {verified.rows} rows and {verified.questions + verified.answered} questions")
         self._step("saying that it is loaded", state="ready", previous=served)
         self._patience("showing it to agents", self._show)
         share = self._wait_for_agents([document.item for document in loader.loaded.row_samples])
@@ -260,7 +263,8 @@ class Rebuilding:
         removed = self._tidy(served)
         return Published(
             index=self.index, previous=served, items=loader.loaded.rows, metadata=loader.loaded.metadata,
-            verified_rows=verified.rows, questions=verified.questions, same=verified.same, live_share=share,
+            verified_rows=verified.rows, questions=verified.questions, answered=verified.answered,
+            unanswered=verified.unanswered, same=verified.same, live_share=share,
             seconds=round(time.monotonic() - began, 3), removed=tuple(removed),
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from elasticsearch import Elasticsearch
+from elasticsearch import AuthorizationException, Elasticsearch
 
 from cco.config import Config
 from cco.rows import Rows
@@ -21,30 +21,41 @@ from model_sync.elastic_load import Loaded
 from model_sync.elastic_metadata import SOURCE
 from model_sync.elastic_names import decoded, encoded
 from model_sync.elastic_patience import Patience
+from model_sync.elastic_users import user_history
 
 QUESTIONS = 30
+OF_SERVED = 10  # sampled items, and users, of the index that is served now
 HISTORY = 10  # items of a sampled question
 HITS = 10
-SMALLEST = 0.5  # of the items with rows that are served now: a new index with fewer is suspect
+SMALLEST = 0.5  # of the items with rows, and of the questions with answers, of now: with fewer an index is suspect
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was looked at. `same`: mean share of equal hits in both indices; None where there is no other."""
+    """What was looked at.
+
+    answered, unanswered: questions about users and items of the served index that it answers, and those of them that
+    the new one does not. same: mean share of equal hits in both indices; None where there is no other.
+    """
 
     rows: int
     metadata: int
     questions: int
+    answered: int
+    unanswered: int
     same: float | None
 
 
 class Verifier:
-    """Compares `index` with what was computed and with `served`, the alias of the present one, if there is one."""
+    """Compares `index` with what was computed and with `served`, the alias of the present one, if there is one.
+
+    `users`: the alias of the users whose histories are asked with.
+    """
 
     def __init__(
-        self, client: Elasticsearch, index: str, served: str | None, config: Config, patience: Patience
+        self, client: Elasticsearch, index: str, served: str | None, users: str, config: Config, patience: Patience
     ) -> None:
-        self._client, self._index, self._served = client, index, served
+        self._client, self._index, self._served, self._users = client, index, served, users
         self._config, self._patience = config, patience
 
     def verify(self, loaded: Loaded, rows: Rows, items: Vocabulary, allow_smaller: bool) -> Verified:
@@ -53,7 +64,9 @@ class Verifier:
         self._rows(loaded)
         self._metadata(loaded)
         asked, same = self._questions(loaded, items)
-        return Verified(len(loaded.row_samples), len(loaded.metadata_samples), asked, same)
+        answered, unanswered = self._still_answered(items, allow_smaller)
+        samples = len(loaded.row_samples), len(loaded.metadata_samples)
+        return Verified(*samples, asked, answered, unanswered, same)
 
     def _counts(self, loaded: Loaded, allow_smaller: bool) -> None:
         there = self._count(self._index, {"match_all": {}})
@@ -124,6 +137,56 @@ class Verifier:
         if asked and empty > asked / 2:  # not all: an item may have been deleted
             raise self._wrong(f"{empty} of {asked} questions that rows answer are answered by nothing")
         return asked, float(np.mean(shares)) if shares else None
+
+    # -- what is answered now -----------------------------------------------------------------------
+
+    def _still_answered(self, items: Vocabulary, allow_smaller: bool) -> tuple[int, int]:
+        """Questions about users and items that the served index answers, and those of them that the new one does not.
+
+        What was loaded may be as it was computed and answer whoever asks for it, and be of other users and items.
+        """
+        if self._served is None:
+            return 0, 0
+        new = ElasticIndex(self._client, self._index, self._config, items)
+        old = ElasticIndex(self._client, self._served, self._config, items)
+        asked = [Query(history=of, num=HITS, backfill=None, fields=()) for of in self._histories_of_served()]
+        answered = [query for query in asked if self._hits(old, query)]
+        unanswered = sum(not self._hits(new, query) for query in answered)
+        if len(answered) - unanswered < SMALLEST * len(answered) and not allow_smaller:
+            raise ElasticProblem(
+                f"{self._index}: would not answer {unanswered} of {len(answered)} questions about users and items that"
+                f" {self._served} answers now: is this the log of these users and items? Nothing is published;"
+                " --allow-smaller says that it is meant"
+            )
+        return len(answered), unanswered
+
+    def _histories_of_served(self) -> list[dict[str, list[str]]]:
+        """Of some items that are served: who has just this; of some users: theirs."""
+        assert self._served is not None
+        filled = self._some(self._served, _filled(self._config.indicator_names))
+        found = [{self._config.primary: [str(hit["_id"])]} for hit in filled]
+        try:
+            users = self._some(self._users, {"exists": {"field": "last"}}, ("history", "position"))
+        except ElasticProblem as error:
+            if not isinstance(error.__cause__, AuthorizationException):
+                raise
+            users = []  # who publishes needs no right to read them
+        for hit in users:
+            history = user_history(hit["_source"]).items
+            known = {name: history[name][:HISTORY] for name in self._config.indicator_names if name in history}
+            found += [known] if known else []
+        return found
+
+    def _some(self, index: str, query: Mapping[str, Any], source: tuple[str, ...] = ()) -> list[Mapping[str, Any]]:
+        """Documents that match, by chance; none where there is no such index."""
+        drawn = {"function_score": {"query": query, "random_score": {}}}
+        return self._patience(
+            "looking for questions",
+            lambda: self._client.search(
+                index=index, query=drawn, size=OF_SERVED, source={"includes": source} if source else False,
+                ignore_unavailable=True,
+            ).body["hits"]["hits"],
+        )  # fmt: skip
 
     def _hits(self, index: ElasticIndex, query: Query) -> set[str]:
         return {hit.item for hit in self._patience("asking", lambda: index.search(query))}

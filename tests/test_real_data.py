@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agents.engine import Engine
-from agents.files import read_events
+from agents.files.reading import read_events
 from cco.batch import rebuild
 from cco.config import Config, make_config, parse_config
 from cco.event_data import EventBatch
@@ -103,7 +103,7 @@ DEMO: dict[str, tuple[int | None, dict[str, Any]]] = {  # the first so many purc
 @pytest.mark.parametrize("name", DEMO)
 def test_stream_equals_batch_on_the_demo_set(name: str) -> None:
     """With the demo's three indicators."""
-    from agents.demo_data import DEMO_CONFIG, load_purchases
+    from agents.demo.data import DEMO_CONFIG, load_purchases
 
     limit, changes = DEMO[name]
     tables: dict[str, Any] = {**DEMO_CONFIG, **changes}

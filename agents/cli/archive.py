@@ -12,9 +12,9 @@ from agents.cli.common import DIFFERENT, JsonFlag, NothingFound, add_plain_row, 
 from agents.cli.config import Brokers, SettingsFile, TopicPrefix
 
 if TYPE_CHECKING:
-    from agents.archive import ArchiveFile
-    from agents.archive_agent import Archived, Told
-    from agents.archive_verify import PartitionVerified
+    from agents.archive.agent import Archived, Told
+    from agents.archive.archive import ArchiveFile
+    from agents.archive.verify import PartitionVerified
 
 app = typer.Typer(
     help="The log of interactions in Parquet files, for rebuilds when the log is gone: keep it, compare it.",
@@ -55,12 +55,12 @@ def run(
     import asyncio
     import signal
 
-    from agents.archive import Archive
-    from agents.archive_agent import ArchiveAgent
-    from agents.archive_monitor import ArchiveMonitor
+    from agents.archive.agent import ArchiveAgent
+    from agents.archive.archive import Archive
+    from agents.archive.monitor import ArchiveMonitor
     from agents.log import get_logger, set_up
-    from agents.monitor import Monitor
     from agents.settings import load_settings
+    from agents.workers.monitor import Monitor
 
     config, settings = load_settings(file, {"brokers": brokers, "topic_prefix": prefix})
     set_up(settings.log_format)
@@ -105,8 +105,8 @@ def verify(
     json: JsonFlag = False,
 ) -> None:
     """Read the whole archive, and compare each record that the log still has. Exit code 1 if one differs."""
-    from agents import archive_verify
-    from agents.archive import Archive
+    from agents.archive import verify as archive_verify
+    from agents.archive.archive import Archive
     from agents.settings import load_settings
 
     config, settings = load_settings(file, {"brokers": brokers, "topic_prefix": prefix})
@@ -135,8 +135,8 @@ def _print_verified(found: PartitionVerified) -> None:
 @app.command("compact")
 def compact(url: Url, json: JsonFlag = False) -> None:
     """Merge the small files of each day, and remove what was left over. Others may write and read meanwhile."""
-    from agents import archive_compaction
-    from agents.archive import Archive
+    from agents.archive import compaction as archive_compaction
+    from agents.archive.archive import Archive
 
     archive = Archive(url)
     found = _files(archive)
@@ -160,7 +160,7 @@ def compact(url: Url, json: JsonFlag = False) -> None:
 @app.command("describe")
 def describe(url: Url, json: JsonFlag = False) -> None:
     """Show what is archived: offsets, days, files and sizes of each partition. Exit code 1 if there is nothing."""
-    from agents.archive import Archive, holes, missing
+    from agents.archive.archive import Archive, holes, missing
 
     found = _files(Archive(url))
     if json:

@@ -12,8 +12,8 @@ from agents.cli.config import Brokers, SettingsFile, TopicPrefix
 from agents.cli.index import IndexPrefix, Urls
 
 if TYPE_CHECKING:
-    from agents.audit import Audit
-    from agents.audit_states import StateCheck
+    from agents.audit.audit import Audit
+    from agents.audit.states import StateCheck
 
 SHOWN = 20  # differences that are named; --json names all
 
@@ -58,8 +58,8 @@ def audit(
     Rows, metadata and histories are computed in batch from the log, and must be what is published, byte for byte.
     Events may go on meanwhile. States are compared that worker.share or --state leads to.
     """
-    from agents.archive import Archive
-    from agents.audit import Auditor
+    from agents.archive.archive import Archive
+    from agents.audit.audit import Auditor
     from agents.elastic import elastic_options
     from agents.settings import load_settings
     from model_sync.elastic_client import elastic_errors, names, sync_client

@@ -12,7 +12,15 @@ from typing import Annotated, Any, Protocol, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -91,7 +99,7 @@ def progress(title: str, quiet: bool) -> Iterator[Bar]:
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[words]}"),
     ]
@@ -99,6 +107,8 @@ def progress(title: str, quiet: bool) -> Iterator[Bar]:
         task = bars.add_task(title, total=None, words="")
 
         def bar(done: float, total: float | None, words: str = "") -> None:
+            if total is None:  # nobody knows how long this takes: the bar moves to and fro, and the clock goes on
+                bars.tasks[0].total = bars.tasks[0].finished_time = None
             bars.update(task, completed=done, total=total, words=words)
 
         yield bar

@@ -125,7 +125,7 @@ def _document(loaded: Loaded) -> dict[str, Any]:
 def _serve(file: Path | None, environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings of `cco serve`, keys masked, and where each came from. Nothing where its packages are not there."""
     try:
-        from agents.serve_settings import read_serve_settings
+        from agents.serving.settings import read_serve_settings
     except ImportError:
         return {}, {}
     _, settings, origins = read_serve_settings(file, {}, environment)

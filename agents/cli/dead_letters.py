@@ -15,7 +15,7 @@ from agents.cli.common import JsonFlag, UsageProblem, add_plain_row, out, print_
 from agents.cli.config import Brokers, SettingsFile, TopicPrefix
 
 if TYPE_CHECKING:
-    from agents.dead_letter_topic import Choice, Filed, Listing, Retried
+    from agents.kafka.dead_letter_topic import Choice, Filed, Listing, Retried
 
 app = typer.Typer(
     help="Records that could not be applied: list them, send them again.", no_args_is_help=True, rich_markup_mode=None
@@ -44,7 +44,7 @@ def list_letters(
     """List dead letters: which record, why, and whether it was retried. --json shows records as a whole."""
     import asyncio
 
-    from agents import dead_letter_topic
+    from agents.kafka import dead_letter_topic
     from agents.settings import load_settings
 
     _, settings = load_settings(file, {"brokers": brokers, "topic_prefix": prefix})
@@ -79,7 +79,7 @@ def retry_letters(
     """
     import asyncio
 
-    from agents import dead_letter_topic
+    from agents.kafka import dead_letter_topic
     from agents.settings import load_settings
 
     _, settings = load_settings(file, {"brokers": brokers, "topic_prefix": prefix})
@@ -91,8 +91,8 @@ def retry_letters(
 
 
 def _choice(reason: str | None, topic: str | None, offsets: str | None) -> Choice:
-    from agents.dead_letter_topic import Choice
-    from agents.dead_letters import CODES
+    from agents.kafka.dead_letter_topic import Choice
+    from agents.kafka.dead_letters import CODES
     from cco.config_errors import nearest
 
     if reason is not None and reason not in CODES:

@@ -142,12 +142,12 @@ def _log_differences(
     if not signed:
         return [], None  # nobody has written them yet
     try:
-        from agents.logs import log_differences, look_at_logs, signature
+        from agents.kafka.logs import log_differences, look_at_logs, signature
     except ImportError:
         return [], "that takes the extra kafka: pip install 'streaming-cco[kafka]'"
     import asyncio
 
-    from agents.kafka_client import KafkaProblem
+    from agents.kafka.client import KafkaProblem
     from agents.settings import load_settings
 
     try:

@@ -37,8 +37,8 @@ def ingest(
     """
     import asyncio
 
-    from agents.files import read_events
-    from agents.producing import produce
+    from agents.files.reading import read_events
+    from agents.kafka.producing import produce
     from agents.settings import load_settings
     from cco.events import EventParser
     from cco.vocabulary import Vocabulary

@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from agents.cli.common import Bar, UsageProblem, warn
-from agents.files import Chunk, read_events
-from agents.state_directory import stored_config
-from agents.streams import STANDARD_INPUT
+from agents.files.streams import STANDARD_INPUT
+from agents.state.directory import stored_config
 from cco.config import Config, parse_config
 from cco.event_data import EventBatch, Rejection
-from cco.events import EventParser
+
+if TYPE_CHECKING:
+    from agents.files.reading import Chunk
+    from cco.events import EventParser
 
 SHOWN = 5  # rejected records that are shown; --dead-letters has all of them
 STANDARD_OUTPUT = "-"
@@ -73,6 +75,8 @@ class Intake:
 
     def read(self, files: Sequence[str], parser: EventParser, bar: Bar) -> Iterator[EventBatch]:
         """The events of all inputs. Raises InputError, and as `taking`."""
+        from agents.files.reading import read_events  # and Arrow with it, which a worker is not to wait for
+
         with self.taking(bar) as take:
             for chunk in read_events(files, parser):
                 take(chunk)

@@ -14,7 +14,7 @@ from agents.cli.inputs import Intake, check_outputs
 from agents.cli.models import DeadLetters
 
 if TYPE_CHECKING:
-    from agents.producing import Produced
+    from agents.kafka.producing import Produced
     from agents.settings import Settings
     from cco.config import Config
     from cco.event_data import EventBatch, ItemChange
@@ -46,7 +46,7 @@ def load(
     The item's id is in `item` or `item_id`; values of CSV are text, but for the properties that the table
     [items.types] of the configuration says are numbers (float) or booleans. Empty values are left out.
     """
-    from agents.files import read_item_changes
+    from agents.files.reading import read_item_changes
     from agents.settings import load_settings
 
     check_outputs(None, json, dead_letters, files, config)
@@ -92,7 +92,7 @@ def _send(settings: Settings, model: Config, changes: Iterator[Sequence[ItemChan
     """Returns when Kafka has all of them. Raises KafkaProblem."""
     import asyncio
 
-    from agents.producing import produce
+    from agents.kafka.producing import produce
     from cco.event_data import EventBatch
     from cco.vocabulary import Vocabulary
 

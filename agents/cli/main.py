@@ -29,7 +29,7 @@ from agents.cli.status import status
 from agents.cli.system import demo, doctor
 from agents.cli.topics import app as topics
 from agents.cli.worker import worker
-from agents.rebuild_service import Terminated
+from agents.rebuilds.service import Terminated
 
 EPILOG = (
     "Exit codes: 0 fine, 1 a difference or nothing found, 2 bad usage or input, 3 an internal error. "
@@ -70,11 +70,11 @@ def _report(message: str) -> None:
 
 def input_errors() -> tuple[type[Exception], ...]:
     """What says in its message what is wrong with the input; known only once something else imported it."""
-    from agents.archive import ArchiveError
-    from agents.demo_data import DemoDataMissing
-    from agents.spark import SparkProblem
-    from agents.state_errors import StateError
-    from agents.streams import InputError
+    from agents.archive.archive import ArchiveError
+    from agents.demo.data import DemoDataMissing
+    from agents.files.streams import InputError
+    from agents.rebuilds.spark import SparkProblem
+    from agents.state.errors import StateError
     from cco.config_errors import ConfigError
     from cco.lists import LimitError
     from cco.vocabulary import VocabularyError
@@ -83,8 +83,8 @@ def input_errors() -> tuple[type[Exception], ...]:
 
     of_kafka: tuple[type[Exception], ...] = ()
     with suppress(ModuleNotFoundError):  # without the extra `kafka` nothing can have raised these
-        from agents.kafka_client import KafkaProblem
-        from agents.patches_file import PatchError
+        from agents.kafka.client import KafkaProblem
+        from agents.workers.patches_file import PatchError
 
         of_kafka = (KafkaProblem, PatchError)
     of_elasticsearch: tuple[type[Exception], ...] = ()

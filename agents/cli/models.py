@@ -186,7 +186,7 @@ def _lines(name: str, value: Any, model: str | None) -> Iterator[tuple[str, str]
 
 
 def _seed(told: Mapping[str, Any]) -> str:
-    """What became of the seed of a partition; see `agents.seeds.write_seeds`."""
+    """What became of the seed of a partition; see `agents.state.seeds.write_seeds`."""
     up_to = f"up to offset {told['offset']:,}"
     if not told["written"]:
         return f"{up_to}: not written, for what is there goes as far ({told.get('file', 'gone by now')})"

@@ -33,8 +33,8 @@ def patches(
 
     Exact once the workers have published everything that is due.
     """
-    from agents.patches_file import read_files, read_patches_topic
     from agents.settings import load_settings
+    from agents.workers.patches_file import read_files, read_patches_topic
 
     if topic == bool(files):
         raise UsageProblem("name what to read: either files or --topic")

@@ -53,7 +53,7 @@ def _engine(
 ) -> Iterator[Engine]:
     """An engine that has learnt from a state directory or from files."""
     from agents.engine import Engine
-    from agents.item_files import read_items
+    from agents.files.items import read_items
     from agents.replay import replay
 
     if (state is None) == (not events):
@@ -66,7 +66,10 @@ def _engine(
             engine = Engine(settings)
             intake = Intake()
             with intake.taking(bar) as take:
-                replay(engine, events or (), on_chunk=take)
+                replay(
+                    engine, events or (), on_chunk=take,
+                    on_drain=lambda done, total: bar(done, total, "publishing what waited"),
+                )  # fmt: skip
             intake.conclude()
         for path in metadata or ():
             engine.put_items(dict(read_items(path)))

@@ -19,10 +19,10 @@ from agents.cli.common import Bar, ConfigFile, JsonFlag, UsageProblem, peak_memo
 from agents.cli.config import Brokers, TopicPrefix
 from agents.cli.inputs import Intake, check_outputs, load_config, write_model
 from agents.cli.models import DeadLetters, Exact, ModelOut, Strict, show
-from agents.streams import STANDARD_INPUT
+from agents.files.streams import STANDARD_INPUT
 
 if TYPE_CHECKING:
-    from agents.rebuilding import Computed, LogSource, Progress, Rebuilt
+    from agents.rebuilds.sources import Computed, LogSource, Progress, Rebuilt
     from agents.settings import Settings
     from cco.config import Config
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _DURATION = re.compile(r"([0-9]{1,7})(s|m|h|d)?")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _LONGEST = 30 * 86_400.0
+MB = 1_000_000
 
 
 class When(StrEnum):
@@ -66,6 +67,7 @@ class _Wanted:
     allow_smaller: bool
     every: str | None
     engine: Engine
+    memory: int | None  # bytes
 
     def check(self) -> None:
         """Raise UsageProblem for what contradicts itself."""
@@ -111,9 +113,9 @@ class _Wanted:
 
     def source(self, settings: Settings) -> LogSource:
         """The log that is meant. Raises ArchiveError, UsageProblem."""
-        from agents.archive import Archive
-        from agents.log_records import OffsetsError, parse_ends
-        from agents.rebuilding import LogSource
+        from agents.archive.archive import Archive
+        from agents.kafka.records import OffsetsError, parse_ends
+        from agents.rebuilds.sources import LogSource
 
         try:
             ends = None if self.ends is None else parse_ends(self.ends)
@@ -162,7 +164,8 @@ def rebuild(
     allow_smaller: Annotated[
         bool,
         typer.Option(
-            "--allow-smaller", help="With --publish: also if half of the items that have rows now would have none."
+            "--allow-smaller",
+            help="With --publish: also if half of the items with rows, or of the questions with answers, lost theirs.",
         ),
     ] = False,
     seed: Annotated[
@@ -192,6 +195,17 @@ def rebuild(
         int | None,
         typer.Option("--threads", min=1, max=256, help="Threads that count and score rows. Default: every core."),
     ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            "--memory",
+            metavar="MB",
+            min=8,
+            max=1 << 24,
+            show_default=False,
+            help="What events and histories may take at a time; of a task, on Spark. Default: as much as it takes.",
+        ),
+    ] = None,
     dead_letters: DeadLetters = None,
     strict: Strict = False,
     json: JsonFlag = False,
@@ -199,7 +213,7 @@ def rebuild(
     """Compute the model in batch, without the stream's code: what `cco replay` and workers are compared with."""
     wanted = _Wanted(
         events or [], log, archive, tail, end_offsets, resume, bool(brokers or topic_prefix),
-        seed, publish, take_over, allow_smaller, every, engine,
+        seed, publish, take_over, allow_smaller, every, engine, None if memory is None else memory * MB,
     )  # fmt: skip
     wanted.check()
     if threads is not None and engine is Engine.spark:
@@ -213,7 +227,7 @@ def rebuild(
         show(_rebuilt(wanted, settings, kafka, intake, output, threads or _cores()), model, json)
 
     if kafka is None or every is None:
-        from agents.rebuild_service import ended_by_sigterm
+        from agents.rebuilds.service import ended_by_sigterm
 
         with ended_by_sigterm():
             once()
@@ -275,6 +289,7 @@ def _rebuilt(
         "reading_seconds": round(reading, 3),
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_memory_bytes": peak_memory_bytes(),
+        **({} if wanted.memory is None else {"pieces": counted.pieces}),
         **done,
     }
 
@@ -283,7 +298,7 @@ def _keep(config: Config, settings: Settings, every: float, when: When, once: Ca
     """Rebuild again and again, until SIGTERM."""
     from agents.cli.main import input_errors
     from agents.log import get_logger, set_up
-    from agents.rebuild_service import keep
+    from agents.rebuilds.service import keep
 
     set_up(settings.log_format)
     log = get_logger()
@@ -291,7 +306,7 @@ def _keep(config: Config, settings: Settings, every: float, when: When, once: Ca
     def why_not() -> str | None:
         if when is When.always:
             return None
-        from agents.status import look
+        from agents.health.status import look
 
         mode = look(config, settings).mode
         return None if mode == "lambda" else f"the mode is {mode}"
@@ -316,7 +331,7 @@ def _publishing(
     if not wanted.publish or settings is None:
         yield None
         return
-    from agents.rebuild_publishing import publishing
+    from agents.rebuilds.publishing import publishing
 
     with publishing(
         config,
@@ -335,14 +350,14 @@ def _handed_on(
     publish: _Publish | None, tell: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Write the seeds and publish the model, if that is wanted; answers what the report says of a model of the log."""
-    from agents.rebuilding import Rebuilt
+    from agents.rebuilds.sources import Rebuilt
 
     offsets = dict(counted.offsets)
     found: dict[str, Any] = {"offsets": {str(p): offset for p, offset in sorted(counted.offsets.items())}}
     if wanted.resume is not None:
         found["resumed_records"] = counted.resumed
     if wanted.seed:
-        from agents.seeds import write_seeds
+        from agents.state.seeds import write_seeds
         from cco.batch import Model
 
         assert isinstance(model, Model)  # see `_Wanted.check`
@@ -364,15 +379,18 @@ def _computed(
 ) -> tuple[Computed, Progress, float]:
     """The model, what of the log is in it, and the seconds that reading took."""
     from agents.cli.rebuild_engines import by_spark, by_this_machine
+    from agents.rebuilds.sources import LogSource
 
     what = wanted.events if settings is None or wanted.events else wanted.source(settings)
     if wanted.seed and settings is not None:
-        from agents.seeds import check_place
+        from agents.state.seeds import check_place
 
         check_place(config, settings)
+        if isinstance(what, LogSource):
+            what.check_topic()  # the seed bears offsets of the topic of now
     if wanted.engine is Engine.spark:
-        return by_spark(config, what, intake, bar, opened)
-    return by_this_machine(config, what, wanted.resume, intake, bar, threads)
+        return by_spark(config, what, intake, bar, opened, wanted.memory)
+    return by_this_machine(config, what, wanted.resume, intake, bar, threads, wanted.memory)
 
 
 def _cores() -> int:

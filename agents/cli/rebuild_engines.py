@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.cli.common import Bar
+from agents.cli.common import Bar, UsageProblem
 from agents.cli.inputs import Intake
 
 if TYPE_CHECKING:
-    from agents.rebuilding import Computed, LogSource, Progress
-    from agents.spark import Read
+    from agents.rebuilds.sources import Computed, LogSource, Progress
+    from agents.rebuilds.spark import Read
     from cco.batch import Model
     from cco.batch_fold import SourceBatch
     from cco.config import Config
@@ -21,36 +21,54 @@ if TYPE_CHECKING:
 
 
 def by_this_machine(
-    config: Config, what: LogSource | Sequence[str], resume: Path | None, intake: Intake, bar: Bar, threads: int
+    config: Config,
+    what: LogSource | Sequence[str],
+    resume: Path | None,
+    intake: Intake,
+    bar: Bar,
+    threads: int,
+    memory: int | None = None,
 ) -> tuple[Model, Progress, float]:
-    """The model of a log or of files, what of the log is in it, and the seconds that reading took."""
-    from agents.rebuilding import LogSource, Progress
+    """The model of a log or of files, what of the log is in it, and the seconds that reading took.
+
+    `memory`: bytes; see `cco.batch.rebuild`. Raises UsageProblem where that is too little.
+    """
+    from agents.rebuilds.sources import LogSource, Progress
     from cco.batch import rebuild
     from cco.events import EventParser
     from model_sync.metadata import change_problem
 
-    counted = Progress.begin(config, what.name if isinstance(what, LogSource) else "", resume)
+    counted = Progress.begin(config, what.name() if resume and isinstance(what, LogSource) else "", resume)
     parser = EventParser(config, counted.users, counted.items, change_problem)
     found: Iterator[SourceBatch] = (
         _of_log(what, parser, counted, intake, bar) if isinstance(what, LogSource) else intake.read(what, parser, bar)
     )
     clock = _Clock()
-    computed = rebuild(
-        config, _with_words(clock.timed(found), bar), counted.users, counted.items, threads=threads,
-        start=counted.histories, folded=counted.folded,
-    )  # fmt: skip
+    try:
+        computed = rebuild(
+            config, _with_words(clock.timed(found), bar), counted.users, counted.items, threads=threads,
+            start=counted.histories, folded=counted.folded, memory=memory,
+        )  # fmt: skip
+    except OverflowError as error:
+        raise UsageProblem(f"--memory: {error}" if memory else str(error)) from error
+    counted.pieces += 1  # the rest
     counted.save(computed.histories)
     return computed, counted, clock.seconds
 
 
 def by_spark(
-    config: Config, what: LogSource | Sequence[str], intake: Intake, bar: Bar, opened: ExitStack
+    config: Config,
+    what: LogSource | Sequence[str],
+    intake: Intake,
+    bar: Bar,
+    opened: ExitStack,
+    memory: int | None = None,
 ) -> tuple[Computed, Progress, float]:
-    """The same of an archive or of files; Spark stays with the model until `opened` is closed."""
-    from agents.files import Chunk
-    from agents.rebuilding import LogSource, Progress
-    from agents.spark import rebuilding, spark_session
-    from agents.spark_reading import stretches_of_archive, stretches_of_files
+    """The same of an archive or of files; Spark stays with the model until `opened` is closed. `memory`: of a task."""
+    from agents.files.reading import Chunk
+    from agents.rebuilds.sources import LogSource, Progress
+    from agents.rebuilds.spark import rebuilding, spark_session
+    from agents.rebuilds.spark_reading import stretches_of_archive, stretches_of_files
     from cco.event_data import EventBatch
 
     seconds = 0.0
@@ -64,7 +82,7 @@ def by_spark(
             for rejections in read.rejections:
                 take(Chunk(EventBatch.join([]), rejections, [], 0, 0, 0, 0, None))
 
-    counted = Progress(config, what.name if isinstance(what, LogSource) else "")
+    counted = Progress(config, what.archive.url if isinstance(what, LogSource) and what.archive else "")
     if isinstance(what, LogSource):
         assert what.archive is not None
         counted.offsets = what.within(what.archive.ends(config.retention.source_partitions))
@@ -73,8 +91,9 @@ def by_spark(
         stretches = stretches_of_files(what)
     session = opened.enter_context(spark_session())
     computed = opened.enter_context(
-        rebuilding(session, config, stretches, on_read, lambda words: bar(1, None, words)),
+        rebuilding(session, config, stretches, on_read, lambda words: bar(1, None, words), memory),
     )
+    counted.pieces = computed.pieces
     return computed, counted, seconds
 
 

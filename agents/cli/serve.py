@@ -37,12 +37,12 @@ def serve(
     Beside workers: from their indices in Elasticsearch, and into Kafka ([kafka] and [elasticsearch] of the file).
     An event is acknowledged once it is in Kafka's log, or on the disk and applied: a kill -9 after that loses nothing.
     """
-    import agents.serve as serving  # before all others: of what is not installed it names the right extra
+    import agents.serving.embedded as serving  # before all others: of what is not installed it names the right extra
 
     _check_log_format(log_format)
     from agents.cli.inputs import load_config
     from agents.log import set_up
-    from agents.serve_settings import load_serve_settings
+    from agents.serving.settings import load_serve_settings
 
     model, settings, keys = load_serve_settings(config, {"state": state, "host": host, "port": port})
     set_up(log_format)  # type: ignore[arg-type]  # looked at above
@@ -50,7 +50,7 @@ def serve(
         if embedded:
             serving.serve_embedded(model or load_config(None, settings.state), settings, keys, threads=threads)
         else:
-            from agents.serve_stack import serve_stack
+            from agents.serving.stack import serve_stack
             from agents.settings import load_settings
 
             serve_stack(*load_settings(config, {}), settings, keys)

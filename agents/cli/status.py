@@ -14,7 +14,7 @@ from agents.cli.config import Brokers, SettingsFile, TopicPrefix
 from agents.cli.index import IndexPrefix, Urls
 
 if TYPE_CHECKING:
-    from agents.status import Status
+    from agents.health.status import Status
     from model_sync.elastic_versions import Version
 
 
@@ -31,8 +31,8 @@ def status(
     kappa: what is published follows the log. catching_up: it will, by itself. lambda: questions are answered from what
     was published last, and a rebuild makes that newer.
     """
+    from agents.health.status import as_document, look
     from agents.settings import load_settings
-    from agents.status import as_document, look
 
     config, settings = load_settings(
         file,

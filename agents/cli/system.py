@@ -21,7 +21,8 @@ def doctor(json: JsonFlag = False) -> None:
     """
     from agents.doctor import examine
 
-    checks = examine()
+    with progress("looking", quiet=json):
+        checks = examine()
     failed = any(check.status == "failure" for check in checks)
     if json:
         print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
@@ -48,7 +49,7 @@ def demo(
 ) -> None:
     """Stream a year of real purchases through the engine, and prove on the spot that stream equals batch."""
     with progress("loading a year of purchases", quiet=json):
-        from agents.demo import Demo
+        from agents.demo.demo import Demo
 
         shown = Demo(limit=events, threads=threads, quiet=json)
     report = shown.run()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from agents.cli.common import DIFFERENT, JsonFlag, NothingFound, add_plain_row, out, print_json
+from agents.cli.common import DIFFERENT, JsonFlag, NothingFound, UsageProblem, add_plain_row, out, print_json, warn
 from agents.cli.config import Brokers, SettingsFile, TopicPrefix
 
 if TYPE_CHECKING:
+    from agents.kafka.topics import TopicFound
     from agents.settings import Settings
-    from agents.topics import TopicFound
     from cco.config import Config
 
 app = typer.Typer(
@@ -68,7 +69,7 @@ def create(
     """Make the topics that are missing, and check those that are there. Exit code 1 if one of them does not fit."""
     import asyncio
 
-    from agents.topics import create_topics
+    from agents.kafka.topics import create_topics
 
     config, settings = _load(file, brokers, prefix, item_partitions, patches)
     retention = _seconds(retention_days)
@@ -89,21 +90,52 @@ def check(
     item_partitions: ItemPartitions = None,
     patches: Patches = None,
     retention_days: RetentionDays = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            metavar="DIR",
+            help="A worker's states: name those that do not fit, too. Default: as `cco config`, if it is there.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Name every difference between how the topics must be and how they are. Exit code 1 if there is one."""
+    """Name every difference between how the topics must be and how they are. Exit code 1 if there is one.
+
+    So is each state in a worker's directory that does not fit, with what to do, unless the worker is running.
+    """
     import asyncio
 
-    from agents.topics import check_topics
+    from agents.kafka.topics import check_topics
 
-    config, settings = _load(file, brokers, prefix, item_partitions, patches)
+    config, settings = _load(file, brokers, prefix, item_partitions, patches, state)
+    if state is not None and not state.is_dir():
+        raise UsageProblem(f"{state}: there is no such directory")
     problems = asyncio.run(check_topics(config, settings, retention=_seconds(retention_days)))
+    states = _states(config, settings)
+    problems += [problem for problem in states.values() if problem is not None]
     if json:
-        print_json({"ok": not problems, "problems": problems})
+        print_json({"ok": not problems, "problems": problems, "states": len(states)})
     else:
-        print("\n".join(problems) or "the topics are as they must be")
+        fit = f", and {len(states)} states fit them" if states else ""
+        print("\n".join(problems) or f"the topics are as they must be{fit}")
     if problems:
         raise typer.Exit(DIFFERENT)
+
+
+def _states(config: Config, settings: Settings) -> dict[Path, str | None]:
+    """The states of the worker's directory, each with why it does not fit; none where they cannot be looked at."""
+    if not settings.state.is_dir():
+        return {}
+    from agents.state.errors import StateInUse
+    from agents.state.fit import look_at_states
+
+    try:
+        return look_at_states(config, settings)
+    except StateInUse as error:
+        warn(str(error))
+        return {}
 
 
 @app.command("describe")
@@ -118,7 +150,7 @@ def describe(
     """Show the topics: settings, and for each partition its leader, its first offset and the one after its last."""
     import asyncio
 
-    from agents.topics import describe_topics, topic_specs
+    from agents.kafka.topics import describe_topics, topic_specs
 
     config, settings = _load(file, brokers, prefix, item_partitions, patches)
     found = asyncio.run(describe_topics(config, settings))
@@ -133,16 +165,21 @@ def describe(
 
 
 def _load(
-    file: Any, brokers: str | None, prefix: str | None, item_partitions: int | None, patches: str | None
+    file: Any,
+    brokers: str | None,
+    prefix: str | None,
+    item_partitions: int | None,
+    patches: str | None,
+    state: Path | None = None,
 ) -> tuple[Config, Settings]:
     from agents.settings import load_settings
 
     flags = {"brokers": brokers, "topic_prefix": prefix, "item_partitions": item_partitions, "patches": patches}
-    return load_settings(file, flags)
+    return load_settings(file, {**flags, "state": state})
 
 
 def _seconds(days: int | None) -> float | None:
-    from agents.topics import DAY
+    from agents.kafka.topics import DAY
 
     return None if days is None else float(days * DAY)
 

@@ -46,7 +46,7 @@ def worker(
     }  # fmt: skip
     model, settings = load_settings(config, flags)
     set_up(settings.log_format)
-    from agents.worker import WorkerError, run
+    from agents.workers.worker import WorkerError, run
 
     try:
         return run(model, settings)

@@ -41,8 +41,9 @@ from model_sync.service.models import (
     decode_any,
     decode_question,
     encode,
+    place_in_question,
 )
-from model_sync.service.problems import Part, Problem, invalid, of_decoding, of_query
+from model_sync.service.problems import BODY, Part, Problem, invalid, of_decoding, of_query
 from model_sync.service.routes import PlainRoute
 from model_sync.service.service import Service, utc_now
 from model_sync.service.store import EventSink, Store, StoreProblem
@@ -151,18 +152,20 @@ def _routes(service: Service, health: Callable[[], Sequence[str]]) -> APIRouter:
         try:
             question = decode_question(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise of_decoding(error, QUESTION_NAMES) from None
+            raise of_decoding(error, QUESTION_NAMES, lambda path: place_in_question(path, body)) from None
         return json_response(await service.recommend(question))
 
     async def events(request: Request) -> Response:
         """Take interactions, deletions and changes of items. 207 says that some records were rejected, 422 all."""
         check_key(service, request, "write")
-        records = records_of(await body_of(request))
+        body = await body_of(request)
+        records = records_of(body)
         verdicts = await service.accept(records)
         rejected = [Rejected(k, problem) for k, problem in enumerate(verdicts) if problem is not None]
         if rejected and len(rejected) == len(verdicts):
             detail = "no record was accepted" if len(verdicts) > 1 else rejected[0].problem
-            raise Problem(422, "rejected", detail, [Part(f"[{one.index}]", one.problem) for one in rejected])
+            path = "[{}]" if body.lstrip().startswith(b"[") else BODY
+            raise Problem(422, "rejected", detail, [Part(path.format(one.index), one.problem) for one in rejected])
         return json_response(Accepted(len(verdicts) - len(rejected), rejected), 207 if rejected else 200)
 
     async def healthy() -> Response:
@@ -206,10 +209,10 @@ def records_of(body: bytes, most: int = MAX_RECORDS) -> list[Mapping[str, Any]]:
         raise of_decoding(error) from None
     records: list[Any] = found if isinstance(found, list) else [found]
     if not 1 <= len(records) <= most:
-        raise invalid("body", f"{len(records)} records; 1 to {most} are possible")
+        raise invalid(BODY, f"{len(records)} records; 1 to {most} are possible")
     for k, record in enumerate(records):
         if not isinstance(record, dict):
-            raise invalid(f"[{k}]" if isinstance(found, list) else "body", "a record is a JSON object")
+            raise invalid(f"[{k}]" if isinstance(found, list) else BODY, "a record is a JSON object")
     return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,6 +19,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Ids = Annotated[list[Id], Meta(max_length=contract.MAX_IDS)]
 Values = Annotated[list[Scalar], Meta(min_length=1, max_length=contract.MAX_VALUES)]
 Factor = Annotated[float, Meta(ge=contract.MIN_FACTOR, le=contract.MAX_FACTOR)]
+Weight = Annotated[float, Meta(ge=0, le=contract.MAX_FACTOR)]
+Share = Annotated[float, Meta(ge=0, le=contract.MAX_SHARE)]
 MAX_RECORDS = 1_000
 
 
@@ -67,7 +70,7 @@ class Question(Struct, forbid_unknown_fields=True, kw_only=True, rename={"from_"
     num: Annotated[int, Meta(ge=1, le=contract.MAX_NUM, description="How many items to return.")] = 10
     from_: Annotated[int, Meta(ge=0, le=contract.MAX_OFFSET, description="How many of the best to skip.")] = 0
     indicators: Annotated[
-        dict[str, Annotated[float, Meta(ge=0, le=contract.MAX_FACTOR)]] | None,
+        dict[str, Weight] | None,
         Meta(description="Only these indicators count, each times its factor (0: not at all). Default: all of them."),
     ] = None
     include: Annotated[Rules, Meta(description="Only items that pass each of these.")] = []
@@ -90,7 +93,7 @@ class Question(Struct, forbid_unknown_fields=True, kw_only=True, rename={"from_"
         Meta(description="ISO 8601: what is available or expired is so as of then."),
     ] = None
     priors: Annotated[
-        dict[str, Annotated[float, Meta(ge=0, le=contract.MAX_SHARE)]],
+        dict[str, Share],
         Meta(description="Per prior, the share of the best score that its largest value is worth."),
     ] = {}
     backfill: Annotated[
@@ -167,6 +170,26 @@ QUESTION_NAMES = tuple(field.encode_name for field in msgspec.structs.fields(Que
 decode_question = msgspec.json.Decoder(Question).decode
 encode = msgspec.json.Encoder().encode
 decode_any = msgspec.json.Decoder(Any).decode
+
+_TABLES: dict[str, Any] = {"history": list[Ids], "indicators": list[Weight], "priors": list[Share]}  # by name: values
+_AT = re.compile(r".*`\$\[(\d+)\]", re.DOTALL)
+
+
+def place_in_question(path: str, body: bytes) -> str:
+    """The path of what is wrong with a question, with the name of the element: the decoder says `history[...]`."""
+    table, elsewhere, rest = path.partition("[...]")
+    if not elsewhere or table not in _TABLES:
+        return path
+    try:
+        given = msgspec.json.decode(body)[table]
+        msgspec.convert(list(given.values()), _TABLES[table])
+    except msgspec.ValidationError as error:
+        found = _AT.match(str(error))
+        return f"{table}.{list(given)[int(found[1])]}{rest}" if found else path
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, AttributeError):
+        pass  # behind what is wrong there is something that is no JSON, or another value of the same name
+    return path
+
 
 QUESTION_EXAMPLES = {
     "user": {"summary": "For a user", "value": {"user": "u1", "num": 4}},

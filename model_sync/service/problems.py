@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 
 import msgspec
@@ -75,8 +75,11 @@ def of_query(error: QueryError) -> Problem:
     return invalid(_OF_QUERY.get(head, head) + dot + rest, error.problem)
 
 
-def of_decoding(error: Exception, names: Sequence[str] = ()) -> Problem:
-    """For a body that is no JSON (400), or not what it should be (422). `names` are the fields known at its top."""
+def of_decoding(error: Exception, names: Sequence[str] = (), place: Callable[[str], str] = str) -> Problem:
+    """For a body that is no JSON (400), or not what it should be (422). `names` are the fields known at its top.
+
+    `place`: the path to show for the decoder's.
+    """
     text = str(error)
     if isinstance(error, RecursionError):
         return Problem(400, "json", "the body is nested too deeply", [Part(BODY, "is nested too deeply")])
@@ -91,4 +94,4 @@ def of_decoding(error: Exception, names: Sequence[str] = ()) -> Problem:
         what = f"there is no such field; did you mean {near[0]!r}?" if near else "there is no such field"
     elif found is not None and found["key"]:
         what = f"a name in it: {what}"
-    return invalid(path or BODY, what.replace("`", '"'))
+    return invalid(place(path) or BODY, what.replace("`", '"'))

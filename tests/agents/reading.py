@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet
 
-from agents.files import Chunk, read_events
+from agents.files.reading import Chunk, read_events
 from cco.config import parse_config
 from cco.events import CLOCK, EventParser, Rejection
 from cco.vocabulary import Vocabulary

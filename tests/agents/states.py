@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from rocksdict import Options, Rdict
 
-from agents.checkpoint import Checkpointer, restore_stages
 from agents.engine import Engine
 from agents.engine_state import restore
-from agents.state_errors import StateError
-from agents.state_store import StateStore
+from agents.state.checkpoint import Checkpointer, restore_stages
+from agents.state.errors import StateError
+from agents.state.store import StateStore
 from cco.batch import rebuild
 from cco.config import Config, Indicator, Retention
 from cco.model_file import encode

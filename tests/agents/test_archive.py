@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.archive import GROUP_ROWS, Archive, ArchiveError, ArchiveFile, day_of, holes, missing, table_of
-from agents.archive_agent import _by_day
-from agents.archive_compaction import LARGEST, TIER, compact, contained, due, mergeable
+from agents.archive.agent import _by_day
+from agents.archive.archive import GROUP_ROWS, Archive, ArchiveError, ArchiveFile, day_of, holes, missing, table_of
+from agents.archive.compaction import LARGEST, TIER, compact, contained, due, mergeable
 from agents.cli.main import main
-from agents.log_records import Records
-from agents.rebuilding import Progress
-from agents.state_errors import StateError
+from agents.kafka.records import Records
+from agents.rebuilds.sources import Progress
+from agents.state.errors import StateError
 from cco.batch import rebuild
 from cco.config import Config, parse_config
 from cco.event_data import EventBatch

@@ -19,17 +19,19 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from agents.archive import Archive, ArchiveError, missing
-from agents.archive_agent import ArchiveAgent, Archived, Told
-from agents.archive_compaction import TIER
-from agents.archive_verify import PartitionVerified, verify
+from agents.archive import agent as archive_agent
+from agents.archive.agent import ArchiveAgent, Archived, Told
+from agents.archive.archive import Archive, ArchiveError, about_of, missing
+from agents.archive.compaction import TIER
+from agents.archive.verify import PartitionVerified, verify
 from agents.cli.main import main
+from agents.kafka.logs import look_at_logs
+from agents.kafka.topics import create_topics
 from agents.settings import Settings
-from agents.topics import create_topics
 from cco.config import Config, parse_config
 from tests.agents.test_archive import names
 from tests.agents.test_kafka_log import NOW, SOURCES, TOML, Message, interaction, oracle_of, story, write
-from tests.kafka.world import ROOT, wait_for
+from tests.kafka.world import ROOT, make_topics_anew, wait_for
 from tests.servers.kafka import KafkaServer
 
 
@@ -236,9 +238,14 @@ def test_what_is_wrong_with_an_archive_is_named_and_what_is_missing_is_archived_
     assert f"{spoilt.name}: the file is damaged" in capsys.readouterr().out
 
 
+async def no_id(self: ArchiveAgent, consumer: object) -> None:
+    """Of a broker that tells none."""
+
+
 def test_the_archive_of_another_log_is_refused(
-    settings: Settings, config: Config, archive: Archive, topic_prefix: str, tmp_path: Path
+    settings: Settings, config: Config, archive: Archive, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ArchiveAgent, "_id", no_id)
     write(settings, [message for message, _, _ in story(4)[:100]])
     archived(config, settings, archive)
     other = settings.model_copy(update={"topic_prefix": f"{topic_prefix}other-"})
@@ -254,6 +261,56 @@ def test_the_archive_of_another_log_is_refused(
     more = parse_config(TOML.replace("source_partitions = 2", "source_partitions = 3"), "cco.toml")
     with pytest.raises(ArchiveError, match=r"topic with 2 partitions, and retention.source_partitions is 3"):
         archived(more, settings, archive)
+
+
+def about_topics(archive: Archive) -> set[str]:
+    """The ids that its files have."""
+    found = set()
+    for file in (file for files in archive.files().values() for file in files):
+        with archive.opened(file) as opened:
+            found.add(about_of(opened).get("topic_id", "none"))
+    return found
+
+
+def test_the_archive_of_a_topic_that_was_made_anew_is_refused(
+    settings: Settings, config: Config, archive: Archive, config_file: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its last record may be gone there, or be the same: it is known by Kafka's id of it."""
+    told = story(11)
+    for part in (told[:100], told[100:200]):
+        write(settings, [message for message, _, _ in part])
+        archived(config, settings, archive)
+    before = asyncio.run(look_at_logs(settings))["interactions"].id
+    assert about_topics(archive) == {before}
+    assert main(["archive", "compact", archive.url]) == 0 and about_topics(archive) == {before}
+    assert [len(files) for files in archive.files().values()] == [1] * SOURCES
+    monkeypatch.setattr(archive_agent, "LOOK_SECONDS", 0.05)
+
+    async def replaced_meanwhile() -> None:
+        running = ArchiveAgent(config, settings, archive)
+        ended = asyncio.create_task(running.run())
+        while not running.standing():
+            await asyncio.sleep(0.01)
+        running._topic_id = "another"  # as if that had been there when it began
+        with pytest.raises(ArchiveError, match=f"was made anew: its id was another, and is {before}"):
+            await asyncio.wait_for(ended, 30)
+
+    asyncio.run(replaced_meanwhile())
+    of_log = ["rebuild", "--log", "--resume", f"{archive.url}-counted", "--config", str(config_file)]
+    assert main(of_log) == 0
+    make_topics_anew(config, settings, "interactions")
+    write(settings, [message for message, _, _ in told])
+    delete_records(settings, {source: end + 1 for source, end in archive.ends(SOURCES).items()})
+    with pytest.raises(ArchiveError, match=rf"is the archive of another topic: .* id {before}, and .* made anew"):
+        archived(config, settings, archive)
+    command = ["rebuild", "--archive", archive.url, "--config", str(config_file)]
+    assert main([*command, "--tail"]) == 2
+    assert "is the archive of another topic" in capsys.readouterr().err
+    assert main(command) == 0  # alone it is as good as ever
+    capsys.readouterr()
+    assert main(of_log) == 2
+    assert f"or of another log ({settings.topic('interactions')} (id {before})" in capsys.readouterr().err
 
 
 LIVES = 3

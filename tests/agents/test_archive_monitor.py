@@ -20,8 +20,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agents.cli.main import main
+from agents.kafka.topics import create_topics
 from agents.settings import Settings
-from agents.topics import create_topics
 from cco.config import parse_config
 from tests.agents.test_archive_agent import write_config
 from tests.agents.test_kafka_log import SOURCES, TOML, story, write

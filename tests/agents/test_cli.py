@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 import pytest
 
@@ -137,6 +139,25 @@ def test_exact_weights(data: Path, tmp_path: Path, capsys: Capture) -> None:
     assert exact != (data / "model.jsonl").read_bytes()
 
 
+def test_memory_bounds_what_is_counted_at_a_time(tmp_path: Path, capsys: Capture) -> None:
+    """560,000 interactions are retained: 9 MB while they are folded."""
+    number, users = np.arange(600_000), 6_000
+    table = pa.table({
+        "user": pc.binary_join_element_wise("u", pa.array(number % users).cast(pa.string()), ""),
+        "item": pc.binary_join_element_wise("i", pa.array(number // users * 37 % 93).cast(pa.string()), ""),
+        "event": pa.repeat("purchase", number.size), "timestamp": pa.array(1_500_000_000 + number),
+    })  # fmt: skip
+    pyarrow.parquet.write_table(table, tmp_path / "events.parquet")
+    (tmp_path / "cco.toml").write_text("")
+    command = ("rebuild", tmp_path / "events.parquet", "-c", tmp_path / "cco.toml")
+    whole = report(capsys, *command, "--memory", 1_000, "-m", tmp_path / "whole")
+    small = report(capsys, *command, "--memory", 16, "-m", tmp_path / "small")
+    assert (whole["pieces"], whole["events"]) == (1, number.size) and small["pieces"] > 1
+    assert (tmp_path / "small").read_bytes() == (tmp_path / "whole").read_bytes()
+    code, _, err = run(capsys, *command, "--memory", 8)
+    assert (code, "--memory: " in err, "MB that are allowed: allow more" in one_error(err)) == (2, True, True)
+
+
 def test_several_files_follow_each_other(data: Path, tmp_path: Path, capsys: Capture) -> None:
     header, *lines = (data / "events.csv").read_text().splitlines(keepends=True)
     (tmp_path / "a.csv").write_text(header + "".join(lines[:1000]))
@@ -168,6 +189,12 @@ def test_a_state_goes_on_where_it_was(data: Path, tmp_path: Path, capsys: Captur
     again, _, err = run(capsys, *command)
     assert (again, err) == (0, "")
     assert (tmp_path / "model").read_bytes() == (data / "model.jsonl").read_bytes()
+    other = tmp_path / "cco.toml"  # what decides rows alone may be changed: the state is as good as before
+    other.write_text(CONFIG.replace("[indicators.view]", "top_k = 3\nmin_llr = 2.0\n[indicators.view]\ntop_k = 2"))
+    command[command.index("-c") + 1] = other
+    assert report(capsys, *command)["resumed_records"] == 3_000
+    assert run(capsys, "rebuild", part, "-c", other, "-m", tmp_path / "batch")[0] == 0
+    assert (tmp_path / "model").read_bytes() == (tmp_path / "batch").read_bytes()
 
 
 def test_dead_letters_of_a_state_add_up(data: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -1,4 +1,4 @@
-"""What the commands write never overwrites what they read or keep."""
+"""What the commands write never overwrites what they read or keep; and what they show on a terminal."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from rich.progress import Progress
 
 from agents.cli.main import main
 
@@ -92,17 +96,57 @@ def test_an_item_file_without_line_breaks_is_explained(events: Path, capsys: Cap
     assert "the first line is longer than 1048576 bytes: is it CSV at all?" in said
 
 
-def test_progress_on_a_terminal(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bar goes on to the end: also while rows are published that waited."""
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "150")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A terminal for stderr; has what came to it once it is left."""
+    shown: list[str] = []
+    ours, theirs = os.openpty()
+
+    def read() -> None:
+        with suppress(OSError):  # Linux says EIO when nobody has it open any more
+            while data := os.read(ours, 1 << 16):
+                pieces.append(data)
+
+    pieces: list[bytes] = []
+    reader = threading.Thread(target=read)
+    with monkeypatch.context() as patched, os.fdopen(theirs, "w", encoding="utf-8") as stderr:
+        patched.setenv("TERM", "xterm")
+        patched.setenv("COLUMNS", "150")
+        patched.setattr(sys, "stderr", stderr)
+        reader.start()
+        yield shown
+    reader.join()
+    os.close(ours)
+    shown.append(b"".join(pieces).decode())
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("replay", ("streaming", "3,000 events", "publishing what waited")),
+        ("rebuild", ("reading", "3,000 events", "computing the rows")),
+    ],
+)
+def test_progress_on_a_terminal(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: str, words: tuple[str, ...]
+) -> None:
+    """From the first record to the last row: also while rows are published that waited. Nowhere else."""
+    update = Progress.update
     monkeypatch.setattr("agents.engine.PUBLISH_ITEMS", 1)
     monkeypatch.setattr("agents.engine.LEAST_PUBLISH_SECONDS", 0.0)
-    (tmp_path / "events.csv").write_text(
-        "user,item,event\n" + "".join(f"u{k % 9},i{k},purchase\n" for k in range(3000))
-    )
-    assert main(["replay", str(tmp_path / "events.csv")]) == 0
-    assert "publishing what waited" in capsys.readouterr().err
-    assert main(["replay", str(tmp_path / "events.csv"), "--json"]) == 0
-    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(Progress, "update", lambda *to, **what: update(*to, **what, refresh=True))  # however short
+    events = tmp_path / "events.csv"
+    events.write_text("user,item,event\n" + "".join(f"u{k % 9},i{k},purchase\n" for k in range(3000)))
+    with terminal(monkeypatch) as shown:
+        assert main([command, str(events)]) == 0
+    said = shown[0]
+    places = [said.find(part) for part in words]
+    assert places == sorted(places) and places[0] >= 0, said
+    assert "100%" in said[places[1] - 99 : places[1]] and "  0%" not in said[places[2] - 99 :]
+    for quiet in ([], ["--json"]):
+        capsys.readouterr()
+        assert main([command, str(events), *quiet]) == 0
+        assert capsys.readouterr().err == ""
+    with terminal(monkeypatch) as shown:
+        assert main([command, str(events), "--json"]) == 0
+    assert shown == [""]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from agents import condition, pulse
-from agents.condition import WorkerCondition
-from agents.pulse import HUNG_SECONDS, SILENT_SECONDS, Pulse
+from agents.workers import condition, pulse
+from agents.workers.condition import WorkerCondition
+from agents.workers.pulse import HUNG_SECONDS, SILENT_SECONDS, Pulse
 
 LOGGED = 1_700_000_000.0  # epoch seconds
 

@@ -17,8 +17,8 @@ import pytest
 
 from agents.engine import Engine
 from agents.engine_state import restore
-from agents.state_errors import StateError
-from agents.state_store import StateStore
+from agents.state.errors import StateError
+from agents.state.store import StateStore
 from cco.config import Config, parse_config
 from tests.shared import FOLDER
 

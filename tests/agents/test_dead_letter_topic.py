@@ -14,11 +14,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.partitioner import murmur2
 
-from agents import dead_letter_topic
 from agents.cli.main import main
-from agents.dead_letter_topic import Choice, Listing, Retried
-from agents.dead_letters import CODES, DeadLetter, marked
-from agents.kafka_client import KafkaProblem
+from agents.kafka import dead_letter_topic
+from agents.kafka.client import KafkaProblem
+from agents.kafka.dead_letter_topic import Choice, Listing, Retried
+from agents.kafka.dead_letters import CODES, DeadLetter, marked
 from agents.settings import Settings
 from cco.config import parse_config
 from cco.events import EventParser

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from agents.cli.main import main
-from agents.dead_letters import LIMIT, DeadLetter, DeadLetterError, Origin, marked, marker
+from agents.kafka.dead_letters import LIMIT, DeadLetter, DeadLetterError, Origin, marked, marker
 
 NOW_MS = 1_476_884_080_123
 LETTER = DeadLetter("json", "not valid JSON", "interactions", 2, 17, NOW_MS, b"u1", b"{")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agents.cli.main import main
-from agents.demo_data import TYPE_NAMES, demo_config, load_purchases, product_name
+from agents.demo.data import TYPE_NAMES, demo_config, load_purchases, product_name
 from cco.vocabulary import Vocabulary
 
 KINDS = [723_115, 724_303, 9_823, 12_066]  # purchases: plain, at a discount, with a coupon, with both

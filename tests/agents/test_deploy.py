@@ -11,19 +11,21 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from agents import archive_monitor, elastic_publishing
+from agents.archive import monitor as archive_monitor
 from agents.cli.main import main
-from agents.elastic_publishing import _COUNTED as OUTCOMES
-from agents.metrics import Metrics
-from agents.modes import MODES
-from agents.serve_settings import ServeSettings, load_serve_settings
+from agents.health import system_mode
+from agents.health.modes import MODES
+from agents.serving.settings import ServeSettings, load_serve_settings
 from agents.settings import SECRETS, TABLE_OF, Settings, load_all
+from agents.workers import elastic_publishing
+from agents.workers.elastic_publishing import _COUNTED as OUTCOMES
+from agents.workers.metrics import Metrics
 from model_sync.service.metrics import ServiceMetrics
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 WRITERS = [
     family
-    for module in (elastic_publishing, archive_monitor)
+    for module in (elastic_publishing, archive_monitor, system_mode)
     for family in re.findall(r'(Gauge|Counter)MetricFamily\(\s*"(cco_\w+)"', inspect.getsource(module))
 ]
 SECRET = {"CCO_SASL_PASSWORD": "secret", "CCO_ELASTICSEARCH_PASSWORD": "secret"}
@@ -80,7 +82,7 @@ def test_alerts_are_on_metrics_that_there_are() -> None:
             assert outcome in OUTCOMES
     watched = " ".join(expressions)
     subjects = ("lag_records", "staleness_seconds", "gaps_total", "dead_letters_total", "snapshot_age", "mode{")
-    for subject in (*subjects, "model_age_seconds"):
+    for subject in (*subjects, "model_age_seconds", "system_mode{"):
         assert f"cco_{subject}" in watched
     jobs = re.findall(r"job_name: (\S+)", (DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
     assert set(re.findall(r'job="([\w-]+)"', watched)) == set(jobs)

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.csv_format import Header, columns_of_block, columns_of_records, find_columns, split_records
-from agents.files import InputError, read_items
-from agents.spark_reading import stretches_of_files
+from agents.files.csv_format import Header, columns_of_block, columns_of_records, find_columns, split_records
+from agents.files.reading import InputError, read_items
+from agents.rebuilds.spark_reading import stretches_of_files
 from cco.events import EventParser, Rejection
 from cco.vocabulary import Vocabulary
 from tests.agents.reading import CONFIG, GOOD, HEADER, NOW, read, reasons, write

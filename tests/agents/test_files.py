@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.files import InputError, read_events, read_items
-from agents.streams import MAX_LINE
+from agents.files.reading import InputError, read_events, read_items
+from agents.files.streams import MAX_LINE
 from cco.config import make_config
 from cco.events import EventParser
 from cco.vocabulary import Vocabulary
@@ -225,7 +225,7 @@ def test_parquet_that_has_to_be_unpacked_and_cannot_be(tmp_path: Path, monkeypat
     assert problem(packed[:-9]) == "standard input: the gzip file is cut off"
     assert problem(packed[:40] + b"garbage" + packed[47:]).startswith("standard input: the gzip file is damaged (")
     assert problem(gzip.compress(b"PAR1 broken")).startswith("standard input: cannot be read as Parquet (")
-    monkeypatch.setattr("agents.streams.MOST_UNPACKED", 100)
+    monkeypatch.setattr("agents.files.streams.MOST_UNPACKED", 100)
     assert problem(packed) == (
         "standard input: has more than 100 bytes when unpacked: write it unpacked to a file, and name that"
     )

@@ -12,8 +12,8 @@ from elasticsearch import Elasticsearch
 
 from agents.cli.main import main
 from agents.elastic import elastic_options
-from agents.elastic_targets import fit, look, sign
 from agents.settings import Settings
+from agents.workers.elastic_targets import fit, look, sign
 from cco.config import ConfigError, parse_config
 from cco.rows import join_rows
 from cco.vocabulary import Vocabulary

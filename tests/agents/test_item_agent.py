@@ -10,11 +10,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from agents.item_agent import ItemAgent, _Owned
-from agents.item_partition import Claim
-from agents.metrics import Metrics
-from agents.patch_sinks import Encoded, NoSink
 from agents.settings import Settings
+from agents.workers.item_agent import ItemAgent, _Owned
+from agents.workers.item_partition import Claim
+from agents.workers.metrics import Metrics
+from agents.workers.patch_sinks import Encoded, NoSink
 from tests.agents.test_item_partition import CLAIM, CONFIG, World
 from tests.agents.test_metrics import value
 

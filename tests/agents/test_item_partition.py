@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from random import Random
 
 import msgspec
+import numpy as np
 import pytest
 from aiokafka.structs import ConsumerRecord
 
-from agents import item_partition
-from agents.item_partition import EVENT_TIME, Fate, ItemPartition, Taken
-from agents.user_partition import SourceLog, UserPartition
+from agents.workers import item_partition
+from agents.workers.item_partition import EVENT_TIME, Fate, ItemPartition, Taken
+from agents.workers.user_partition import SourceLog, UserPartition
 from cco.config import Config, Indicator
 from cco.delivery import claim_message
 from cco.edits_message import Kind, decode_header
@@ -168,6 +169,37 @@ def test_another_index_after_an_idle_hour_is_told_in_portions(monkeypatch: pytes
     patches, _ = world.items.publish(3600.0)
     assert patches is not None and len(set(patches.rows.item.tolist())) == 2
     assert len(world.due()) == 4 and world.items.stage.staleness(3601.0) == 1.0
+
+
+def test_another_index_beside_the_first_is_handed_every_row_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is exact until then; what the first has is marked, what has changed meanwhile is not."""
+    monkeypatch.setattr(item_partition, "HANDED_ITEMS", 2)
+    world = World()
+    world.buy("u1", "a", "b", "c", "d", "e")
+    world.buy("u2", "a", "b", "c")
+    world.buy("u3", "f")
+    world.filled()
+    while world.items.publish(1.0)[0] is not None:
+        pass
+    assert world.items.refresh(1.0) is None and world.items.exact
+    world.items.hand_over = True
+    handed = []
+    while True:
+        patches, _ = world.items.publish(2.0)
+        if not world.items.handing_over:
+            break
+        assert patches is not None and patches.again is not None and patches.again.all()
+        assert not world.items.exact
+        handed.append(world.items.items.names(np.unique(patches.rows.item).tolist()))
+    assert handed == [["a", "b"], ["c", "d"], ["e", "f"]] and patches is None
+    assert world.items.refresh(2.0) is None and world.items.exact
+    world.items.hand_over = True
+    world.take(world.buy("u4", "a", "f"), now=3.0)
+    patches, _ = world.items.publish(4.0)
+    assert patches is not None and patches.again is not None
+    again = set(world.items.items.names(np.unique(patches.rows.item[patches.again]).tolist()))
+    changed = set(world.items.items.names(np.unique(patches.rows.item[~patches.again]).tolist()))
+    assert "b" in again and changed >= {"a", "f"}
 
 
 # -- messages ---------------------------------------------------------------------------------------

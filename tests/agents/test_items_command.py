@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from agents.cli.main import main
-from agents.item_changes import ItemRecords
-from agents.kafka_log import read_topic
+from agents.kafka.item_changes import ItemRecords
+from agents.kafka.reading import read_topic
+from agents.kafka.topics import create_topics
 from agents.settings import load_settings
-from agents.topics import create_topics
 from cco.event_data import ItemChange
 from tests.servers.kafka import KafkaServer
 

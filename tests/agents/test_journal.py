@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.journal import Journal
-from agents.state_errors import StateError
+from agents.state.errors import StateError
+from agents.state.journal import Journal
 
 
 def records(first: int, last: int) -> list[dict[str, object]]:

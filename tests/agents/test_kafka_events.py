@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from agents import kafka_events
-from agents.item_changes import ItemRecords
-from agents.kafka_events import KafkaEvents
-from agents.kafka_log import read_topic
+from agents.kafka.item_changes import ItemRecords
+from agents.kafka.reading import read_topic
+from agents.kafka.topics import create_topics
+from agents.serving import kafka_events
+from agents.serving.kafka_events import KafkaEvents
 from agents.settings import Settings
-from agents.topics import create_topics
 from cco.config import make_config
 from cco.event_data import ItemChange
 from model_sync.service.store import StoreProblem

@@ -14,10 +14,10 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from agents.cli.main import main
-from agents.kafka_client import KafkaProblem
-from agents.kafka_log import OffsetsError, parse_ends, read_log, rebuild_from_log
+from agents.kafka.client import KafkaProblem
+from agents.kafka.reading import OffsetsError, parse_ends, read_log, rebuild_from_log
+from agents.kafka.topics import create_topics
 from agents.settings import Settings
-from agents.topics import create_topics
 from cco.batch import Model
 from cco.config import Config, make_config
 from cco.events import EventParser

@@ -8,34 +8,22 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.admin import NewPartitions
 from aiokafka.errors import IncompatibleBrokerVersion
 
-from agents import logs
-from agents.kafka_client import KafkaProblem, client_options
-from agents.logs import Log, log_differences, look_at_logs, reason_of, signature
+from agents.kafka import logs
+from agents.kafka.client import KafkaProblem
+from agents.kafka.logs import Log, log_differences, look_at_logs, reason_of, signature
+from agents.kafka.topics import create_topics, describe_topics
 from agents.settings import Settings
-from agents.topics import create_topics, describe_topics
 from cco.config import make_config
-from tests.kafka.world import wait_for
+from tests.kafka.world import administer, wait_for
 from tests.servers.kafka import KafkaServer
 
 CONFIG = make_config({"primary": "buy", "indicators": {"buy": {}}, "retention": {"source_partitions": 3}})
 INTERACTIONS = Log("t-interactions", "cluster", "first", 3)
 ITEMS = Log("t-items", "cluster", "second", 1)
 OURS = {"interactions": INTERACTIONS, "items": ITEMS}
-
-
-def administer(settings: Settings, what: Any) -> None:
-    async def run() -> None:
-        admin = AIOKafkaAdminClient(**client_options(settings))
-        await admin.start()
-        try:
-            await what(admin)
-        finally:
-            await admin.close()
-
-    asyncio.run(run())
 
 
 def there(settings: Settings) -> set[str]:

@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from agents.dead_letters import CODES
-from agents.metrics import FETCH_RECORDS, OTHER, Metrics
-from agents.modes import MODES
+from agents.health.modes import MODES
+from agents.kafka.dead_letters import CODES
+from agents.workers.metrics import FETCH_RECORDS, OTHER, Metrics
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]

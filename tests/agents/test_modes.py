@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from agents.modes import Reason, fill_reason, lag_reason, mode_of, staleness_reason
-from agents.reports import model_as_of, rebuilt_as_of, rows_are_written, stream_as_of
-from agents.status import Facts, reasons_of
+from agents.health.modes import Reason, fill_reason, lag_reason, mode_of, staleness_reason
+from agents.health.reports import model_as_of, rebuilt_as_of, rows_are_written, stream_as_of
+from agents.health.status import Facts, reasons_of
 
 NOW = 1_700_000_000.0
 

@@ -21,8 +21,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from agents import log
-from agents.metrics import Metrics
-from agents.monitor import Monitor, MonitorError
+from agents.workers.metrics import Metrics
+from agents.workers.monitor import Monitor, MonitorError
 
 SECONDS = 10
 

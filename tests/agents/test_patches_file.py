@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.cli.main import main
-from agents.item_partition import Claim
-from agents.patch_sinks import Encoded, FileSink, JsonRecord, TopicSink, encode_json
-from agents.patches_file import Materializer, PatchError, read_files, read_patches_topic
+from agents.kafka.topics import create_topics
 from agents.settings import Settings
-from agents.topics import create_topics
+from agents.workers.item_partition import Claim
+from agents.workers.patch_sinks import Encoded, FileSink, JsonRecord, TopicSink, encode_json
+from agents.workers.patches_file import Materializer, PatchError, read_files, read_patches_topic
 from cco.batch import rebuild
 from cco.config import Config
 from cco.item_stage import ItemStage

@@ -17,7 +17,7 @@ import predictionio
 import pytest
 
 from agents.engine import Engine
-from agents.serve import BackgroundServer
+from agents.serving.embedded import BackgroundServer
 from cco.config import make_config
 from model_sync.service.app import make_service
 from model_sync.service.auth import ApiKey

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
-from agents import producing
-from agents.item_changes import ItemRecords, encode_change
-from agents.kafka_client import KafkaProblem
-from agents.kafka_log import Records, read_topic
-from agents.producing import EventProducer, Produced, produce
+from agents.kafka import producing
+from agents.kafka.client import KafkaProblem
+from agents.kafka.item_changes import ItemRecords, encode_change
+from agents.kafka.producing import EventProducer, Produced, produce
+from agents.kafka.reading import Records, read_topic
+from agents.kafka.topics import create_topics
 from agents.settings import Settings
-from agents.topics import create_topics
 from cco.config import Config, Retention, make_config
 from cco.event_data import EventBatch, ItemChange
 from cco.values import BadRecord

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from agents import rebuild_service
-from agents.rebuild_service import Terminated, keep
+from agents.rebuilds import service as rebuild_service
+from agents.rebuilds.service import Terminated, keep
 
 
 @pytest.mark.parametrize(

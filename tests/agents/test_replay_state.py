@@ -14,11 +14,11 @@ import pytest
 
 from agents.engine import PUBLISH_ITEMS, Engine
 from agents.engine_state import save
-from agents.files import read_events
+from agents.files.reading import read_events
+from agents.files.streams import InputError
 from agents.replay import replay
-from agents.state_errors import StateError
-from agents.state_store import StateStore
-from agents.streams import InputError
+from agents.state.errors import StateError
+from agents.state.store import StateStore
 from cco.config import Config, make_config
 from tests.agents.states import (
     model_of,

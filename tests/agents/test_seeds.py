@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import state_records
-from agents.checkpoint import Checkpointer, restore_stages
-from agents.seeds import Seed, _check, check_place
+from agents.kafka.topics import PartitionFound
 from agents.settings import Settings
-from agents.shared_copy import SharedCopy, open_newest
-from agents.state_errors import StateError
-from agents.state_store import StateStore
-from agents.topics import PartitionFound
-from agents.user_partition import SourceLog
+from agents.state import records as state_records
+from agents.state.checkpoint import Checkpointer, restore_stages
+from agents.state.errors import StateError
+from agents.state.seeds import Seed, _check, check_place
+from agents.state.shared_copy import SharedCopy, open_newest
+from agents.state.store import StateStore
+from agents.workers.user_partition import SourceLog
 from cco import batch_state
 from cco.batch import Model, rebuild
 from cco.config import Config, Indicator, Retention

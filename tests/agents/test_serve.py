@@ -20,11 +20,11 @@ import httpx
 import pytest
 
 from agents.cli.main import SERVE_PACKAGES, main
-from agents.embedded import Durable, Learner
 from agents.engine import Engine
 from agents.replay import replay
-from agents.serve import BackgroundServer, embedded_service
-from agents.state_errors import StateError
+from agents.serving.embedded import BackgroundServer, embedded_service
+from agents.serving.learning import Durable, Learner
+from agents.state.errors import StateError
 from cco.config import parse_config
 from tests.agents.states import ROOT, model_of, until
 from tests.agents.test_without_kafka import SCRIPT

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agents.serve_settings import check_reach, load_serve_settings
+from agents.serving.settings import check_reach, load_serve_settings
 from agents.settings import load_settings
 from cco.config import ConfigError
 from model_sync.service.auth import ApiKey

@@ -31,15 +31,15 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from agents.embedded import JOURNAL, Durable, EmbeddedStore, Learner
 from agents.engine import Engine
-from agents.item_changes import ItemRecords
-from agents.journal import Journal
-from agents.kafka_events import KafkaEvents
-from agents.kafka_log import read_log, read_topic
-from agents.serve import doors, embedded_service
+from agents.kafka.item_changes import ItemRecords
+from agents.kafka.reading import read_log, read_topic
+from agents.kafka.topics import create_topics
+from agents.serving.embedded import doors, embedded_service
+from agents.serving.kafka_events import KafkaEvents
+from agents.serving.learning import JOURNAL, Durable, EmbeddedStore, Learner
 from agents.settings import Settings
-from agents.topics import create_topics
+from agents.state.journal import Journal
 from cco.config import make_config
 from cco.events import EventParser
 from cco.vocabulary import Vocabulary

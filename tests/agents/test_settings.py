@@ -14,7 +14,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, errors
 
 from agents.cli.main import main
-from agents.kafka_client import KafkaProblem, client_options, kafka_errors
+from agents.kafka.client import KafkaProblem, client_options, kafka_errors
 from agents.settings import Settings, load_all, load_settings
 from cco.config import Config, ConfigError, parse_config
 

@@ -17,10 +17,10 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.checkpoint import Checkpointer
-from agents.shared_copy import Copy, SharedCopy, open_newest
-from agents.state_errors import ShareError, StateDamaged, StateError
-from agents.state_store import StateStore
+from agents.state.checkpoint import Checkpointer
+from agents.state.errors import ShareError, StateDamaged, StateError
+from agents.state.shared_copy import Copy, SharedCopy, open_newest
+from agents.state.store import StateStore
 from cco.config import Config
 from tests.agents.states import LOG, ONE_SOURCE, Source, at, made_up_log, raw, until
 

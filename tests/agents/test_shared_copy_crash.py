@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from agents.shared_copy import SharedCopy, open_newest
-from agents.state_errors import StateError
+from agents.state.errors import StateError
+from agents.state.shared_copy import SharedCopy, open_newest
 from tests.agents.states import ONE_SOURCE, child
 from tests.agents.test_shared_copy import NAME, flip_a_byte, go_on, taken_up
 
 DYING = """
 import os, shutil, sys
 from pathlib import Path
-from agents.shared_copy import SharedCopy, open_newest
-from agents.state_store import StateStore
+from agents.state.shared_copy import SharedCopy, open_newest
+from agents.state.store import StateStore
 from tests.agents.states import ONE_SOURCE
 from tests.agents.test_shared_copy import NAME
 import fsspec.implementations.local

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from agents import spark, spark_reading
-from agents.archive import Archive, table_of
+from agents.archive.archive import Archive, table_of
+from agents.cli import rebuild as rebuild_command
 from agents.cli.main import main
-from agents.log_records import Records
+from agents.kafka.records import Records
+from agents.rebuilds import spark, spark_reading
 from tests.oracle import partition_of
 from tests.shared import shared
 
@@ -182,13 +183,21 @@ def test_files_of_every_format(text: str, tmp_path: Path, capsys: Capture) -> No
 
 @pytest.mark.parametrize("exact", [(), ("--exact",)], ids=["sealed", "exact"])
 @pytest.mark.usefixtures("session", "cut_small")
-def test_an_archive_of_three_partitions(exact: tuple[str, ...], tmp_path: Path, capsys: Capture) -> None:
+def test_an_archive_of_three_partitions(
+    exact: tuple[str, ...], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = archive(tmp_path, events(3_000, seed=2), 3)
     report = same(capsys, tmp_path, "--archive", url, "--config", settings_file(tmp_path, WINDOWS), *exact)
     assert report["events"] == 3_000 and set(report["offsets"]) == {"0", "1", "2"}
     half = ",".join(f"{source}:{offset // 2}" for source, offset in report["offsets"].items())
-    part = same(capsys, tmp_path, "--archive", url, "--config", tmp_path / "cco.toml", "--end-offsets", half)
+    monkeypatch.setattr(rebuild_command, "MB", 400)
+    options = ("--archive", url, "--config", tmp_path / "cco.toml", "--end-offsets", half)
+    part, model = rebuilt(capsys, tmp_path, "local", *options)
     assert part["events"] < 2_000
+    small, model_of_small = rebuilt(capsys, tmp_path, "spark", *options, "--memory", "8")  # for 100 events at a time
+    large, model_of_large = rebuilt(capsys, tmp_path, "spark", *options, "--memory", "100000")
+    assert model == model_of_small == model_of_large
+    assert small.pop("pieces") > 2 * large.pop("pieces") and small == large == part
 
 
 @pytest.mark.usefixtures("session", "cut_small")

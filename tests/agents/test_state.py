@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.engine import Engine
 from agents.engine_state import save
-from agents.state_store import USERS, NamesPart, PackedPart, StateStore
-from cco.config import Config
+from agents.state.checkpoint import BUDGET, Checkpointer
+from agents.state.records import PIECE
+from agents.state.store import USERS, NamesPart, PackedPart, StateStore, Words
+from cco.config import Config, Indicator
+from cco.event_data import EventBatch
+from cco.user_stage import SAVE_WORDS, UserStage
 from cco.vocabulary import Vocabulary
 from tests.agents.states import (
     CONFIG,
@@ -147,3 +155,69 @@ def test_large_records_and_many_names_are_cut_into_pieces(tmp_path: Path) -> Non
             got.extend(part.data, part.offsets)
             at += len(part.offsets) - 1
     assert got.names(range(len(got))) == names.names(range(17, len(names)))
+
+
+# -- how long the stream waits for it ---------------------------------------------------------------------
+# `python -m benchmarks durable` has the times. Here is what they follow from, whatever the size of the state: how much
+# is packed between two micro-batches, and how much is put at a time, for a put holds the interpreter's lock.
+
+CHANGED = 1_000  # users between two steps
+TICK = 0.001
+
+
+def steps_of_a_cut(users: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
+    """Words that each step of the first cut packs, and bytes of what is put; of users with three items each.
+
+    Users whom the cut still owes change between the steps. The clock goes on by TICK when it is looked at.
+    """
+    config = Config(indicators={"purchase": Indicator(user_cap=4)})
+    engine, ticks = Engine(config), itertools.count()
+    packed, put = list[int](), list[int]()
+    pack_some, put_segment = UserStage.pack_some, StateStore._put_segment
+
+    def counted(stage: UserStage) -> Words | None:
+        found = pack_some(stage)
+        packed[-1] += 0 if found is None else found.size
+        return found
+
+    def measured(store: StateStore, kind: bytes, sequence: int, body: bytes) -> None:
+        put.append(len(body))
+        put_segment(store, kind, sequence, body)
+
+    def bought(who: np.ndarray, what: int) -> EventBatch:
+        nothing = np.zeros(who.size, np.int64)
+        return EventBatch(*(part.astype(kind) for part, kind in (
+            (who, np.uint32), (nothing + what, np.uint32), (nothing, np.int16), (nothing, np.uint32)
+        )))  # fmt: skip
+
+    engine.users.intern([f"user-{k}" for k in range(users)])
+    engine.items.intern([f"item-{k}" for k in range(4)])
+    for item in range(3):
+        engine.pipeline.ingest(bought(np.arange(users), item), 0.0)
+    with monkeypatch.context() as patched:
+        clock = SimpleNamespace(perf_counter=lambda: TICK * next(ticks), monotonic=time.monotonic)
+        patched.setattr("agents.state.checkpoint.time", clock)
+        with Checkpointer(StateStore.open(path, config), engine) as checkpoints:
+            patched.setattr(UserStage, "pack_some", counted)
+            patched.setattr(StateStore, "_put_segment", measured)
+            while not packed or packed[-1]:
+                packed.append(0)
+                checkpoints.step(lambda: {"at": 0}, 0.0)
+                late = users - CHANGED * len(packed)
+                engine.pipeline.ingest(bought(np.arange(late, late + CHANGED), 3), 0.0)
+            checkpoints.complete()
+    with StateStore.open(path, config, read_only=True) as store:
+        assert store.commit.users == users and store.commit.sources[0][0] == 3 * users
+    return packed, put
+
+
+def test_a_larger_state_takes_more_steps_and_no_longer_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_user, looks = 1 + 1 + 2 * 3, round(BUDGET / TICK)  # words of a user with three items; looks at the clock a step
+    steps = []
+    for users in (20_000, 400_000):
+        packed, put = steps_of_a_cut(users, tmp_path / f"{users}", monkeypatch)
+        assert sum(packed) == users * of_user
+        assert max(packed) <= looks * (SAVE_WORDS + of_user) + CHANGED * of_user
+        assert max(put) <= 1.25 * PIECE + 12  # names: lengths beside them
+        steps.append(len(packed))
+    assert steps[1] > 3 * steps[0]

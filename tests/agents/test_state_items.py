@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.checkpoint import Checkpointer
 from agents.engine import Engine
 from agents.engine_state import restore, save
 from agents.replay import replay
-from agents.state_errors import StateError
-from agents.state_store import StateStore
+from agents.state.checkpoint import Checkpointer
+from agents.state.errors import StateError
+from agents.state.store import StateStore
 from cco.config import Config
 from tests.agents.states import keys_of, raw
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from rocksdict import Options, Rdict
 
-from agents.checkpoint import Checkpointer
 from agents.engine import Engine
 from agents.replay import replay
-from agents.state_errors import StateError
-from agents.state_store import StateStore
+from agents.state.checkpoint import Checkpointer
+from agents.state.errors import StateError
+from agents.state.store import StateStore
 from cco.config import Config
 from tests.agents.states import (
     CONFIG,
@@ -186,8 +186,8 @@ def test_whatever_part_of_the_last_writes_a_crash_leaves_is_a_commit(tmp_path: P
 OPEN = """
 import sys
 from pathlib import Path
-from agents.state_store import StateStore
-from agents.state_errors import StateError
+from agents.state.store import StateStore
+from agents.state.errors import StateError
 from cco.config import Config
 try:
     StateStore.open(Path(sys.argv[1]), Config())
@@ -219,9 +219,9 @@ REPLAY = """
 import resource, sys
 from pathlib import Path
 from agents.engine import Engine
-from agents.files import read_events
+from agents.files.reading import read_events
 from agents.replay import replay
-from agents.state_errors import StateError
+from agents.state.errors import StateError
 def limited(chunk):
     if sys.argv[3] != "0":
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))

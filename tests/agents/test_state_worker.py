@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.checkpoint import Checkpointer, Position
 from agents.engine import Engine
 from agents.engine_state import save
 from agents.replay import replay
-from agents.shared_copy import open_newest
-from agents.state_errors import StateError
-from agents.state_store import StateStore
+from agents.state.checkpoint import Checkpointer, Position
+from agents.state.errors import StateError
+from agents.state.shared_copy import open_newest
+from agents.state.store import StateStore
 from cco.config import Config
 from tests.agents.states import LOG, ONE_SOURCE, Source, at, feed
 from tests.cco.histories import Event, cases

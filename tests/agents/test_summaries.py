@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agents.audit import Audit
-from agents.audit_states import StateCheck
+from agents.audit.audit import Audit
+from agents.audit.states import StateCheck
 from agents.cli import audit
 from agents.cli.models import show
 

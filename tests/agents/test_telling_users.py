@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from agents import user_partition
-from agents.user_partition import UserPartition
+from agents.workers import user_partition
+from agents.workers.user_partition import UserPartition
 from tests.agents.test_item_partition import CONFIG, event_record, source_of
 
 USERS = [f"user-{k}" for k in range(6)]

@@ -13,9 +13,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from agents.cli.main import main
-from agents.kafka_client import KafkaProblem
+from agents.kafka.client import KafkaProblem
+from agents.kafka.topics import check_topics, create_topics, describe_topics, state_problem, topic_problems, topic_specs
 from agents.settings import Settings
-from agents.topics import check_topics, create_topics, describe_topics, state_problem, topic_problems, topic_specs
 from cco.config import Config, Retention
 from tests.servers.kafka import KafkaServer
 
@@ -191,7 +191,7 @@ def test_what_cannot_be_created_is_named(settings: Settings) -> None:
 def test_a_longer_limit_is_no_problem(settings: Settings) -> None:
     (spec,) = (spec for spec in topic_specs(CONFIG, settings) if spec.name.endswith("edits"))
     longer = {**spec.settings, "retention.ms": "-1", "max.message.bytes": "9999999"}
-    from agents.topics import PartitionFound, TopicFound
+    from agents.kafka.topics import PartitionFound, TopicFound
 
     found = TopicFound(spec.name, tuple(PartitionFound(p, 1, 1) for p in range(2)), longer)
     assert list(topic_problems(spec, found, settings)) == []

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from agents import pulse, user_agent
-from agents.condition import WorkerCondition
-from agents.item_agent import ItemAgent
-from agents.patch_sinks import NoSink
-from agents.sending import Unacknowledged
+from agents.kafka.sending import Unacknowledged
 from agents.settings import Settings
-from agents.state_errors import StateError
-from agents.state_store import StateStore
-from agents.user_agent import UserAgent, _acknowledge, _Owned
-from agents.user_partition import SourceLog, UserPartition
-from agents.worker import Worker
+from agents.state.errors import StateError
+from agents.state.store import StateStore
+from agents.workers import pulse, user_agent
+from agents.workers.condition import WorkerCondition
+from agents.workers.item_agent import ItemAgent
+from agents.workers.patch_sinks import NoSink
+from agents.workers.user_agent import UserAgent, _acknowledge, _Owned
+from agents.workers.user_partition import SourceLog, UserPartition
+from agents.workers.worker import Worker
 from tests.agents.test_item_partition import CONFIG, event_record
 
 SECONDS = 30.0  # at most, for what takes a moment

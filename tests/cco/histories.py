@@ -27,11 +27,12 @@ LATEST = 60
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> Config:
-    """Every option, in ranges where it bites."""
+def configs(draw: st.DrawFn, expiring: bool = False) -> Config:
+    """Every option, in ranges where it bites; `expiring`: there are windows, far shorter than the longest logs."""
     names = draw(st.permutations(NAMES))[: draw(st.integers(1, 3))]
     sampling = draw(st.sampled_from(("uniform", "recent")))
     spans = st.none() | st.integers(1, LATEST // 2) | st.integers(100, 400)  # wide buckets of priors too
+    windows = st.integers(1, LATEST // 3) if expiring else spans
     popular: st.SearchStrategy[Any] = st.just("all") | spans
     indicators = {name: _indicator(draw, name) for name in names}
     primary = names[0]
@@ -40,8 +41,8 @@ def configs(draw: st.DrawFn) -> Config:
         indicators=indicators,
         retention=Retention(
             sampling=sampling,  # type: ignore[arg-type]
-            window=draw(spans) if sampling == "recent" else None,
-            visitor_window=draw(spans),
+            window=draw(windows) if sampling == "recent" else None,
+            visitor_window=draw(windows),
             seed=draw(st.integers(0, 3)),
             min_primary=draw(st.integers(1, min(3, indicators[primary].user_cap))),
             source_partitions=draw(st.integers(1, 3)),
@@ -63,18 +64,21 @@ def _indicator(draw: st.DrawFn, name: str) -> Indicator:
 
 
 @st.composite
-def events(draw: st.DrawFn, config: Config, max_size: int = 60) -> list[Event]:
-    """A log in its order: any times, times in order, or times in order but for what comes late."""
+def events(draw: st.DrawFn, config: Config, max_size: int = 60, expiring: bool = False) -> list[Event]:
+    """A log in its order: any times, times in order, or times in order but for what comes late.
+
+    `expiring`: it is long, in order, and of many users, so that time goes on after the last event of most of them.
+    """
     kinds = st.sampled_from((*config.event_types * 4, "$delete", "$clock"))
-    users = st.sampled_from(USERS[: draw(st.sampled_from((1, 2, 3, 5, len(USERS))))])
+    users = st.sampled_from(USERS[: draw(st.sampled_from((5, len(USERS)) if expiring else (1, 2, 3, 5, len(USERS))))])
     items = st.sampled_from(ITEMS[: draw(st.sampled_from((2, 4, 6, len(ITEMS))))])
-    latest = draw(st.sampled_from((2, LATEST // 4, LATEST)))  # few times: many ties
-    lateness = draw(st.sampled_from((None, 0, LATEST // 4)))
+    latest = LATEST if expiring else draw(st.sampled_from((2, LATEST // 4, LATEST)))  # few times: many ties
+    lateness = draw(st.sampled_from((0, LATEST // 4) if expiring else (None, 0, LATEST // 4)))
     moments = st.tuples(st.integers(0, latest), st.integers(0, lateness or 0))
     drawn = draw(
         st.lists(
             st.tuples(users, kinds, items, moments),
-            min_size=draw(st.sampled_from((0, 20))),
+            min_size=20 if expiring else draw(st.sampled_from((0, 20))),
             max_size=max_size,
         )
     )
@@ -94,6 +98,13 @@ def cases(draw: st.DrawFn) -> tuple[Config, list[Event]]:
     """A configuration and a log for it."""
     config = draw(configs())
     return config, draw(events(config))
+
+
+@st.composite
+def expiring_cases(draw: st.DrawFn) -> tuple[Config, list[Event]]:
+    """Such ones in which much of what is retained expires, and most of it when its user has long had the last event."""
+    config = draw(configs(expiring=True))
+    return config, draw(events(config, expiring=True))
 
 
 def to_batch(config: Config, log: Sequence[Event], users: Vocabulary, items: Vocabulary) -> EventBatch:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cco import batch
 from cco.batch import Model, rebuild
-from cco.batch_fold import SourceBatch
+from cco.batch_fold import Histories as Retained
+from cco.batch_fold import SourceBatch, fold
 from cco.config import Config, Indicator, Priors, Retention
+from cco.event_data import EventBatch
 from cco.model_file import encode
 from cco.rows import Rows
 from cco.vocabulary import Vocabulary
-from tests.cco.histories import Event, cases, configs, events, oracle_of, to_batch, to_batches
+from tests.cco.histories import Event, cases, configs, events, expiring_cases, oracle_of, to_batch, to_batches
+from tests.examples import examples
 from tests.oracle import Histories, Oracle, partition_of
 
 DAY = 86_400
@@ -55,8 +61,8 @@ def exact_of(model: Model) -> dict[str, dict[str, list[tuple[str, float]]]]:
     return found
 
 
-@settings(max_examples=250, deadline=None)
-@given(cases())
+@examples(250)
+@given(cases() | expiring_cases())
 def test_equals_oracle(case: tuple[Config, list[Event]]) -> None:
     config, log = case
     oracle = oracle_of(config, log)
@@ -85,7 +91,7 @@ def test_counts_equal_oracle(case: tuple[Config, list[Event]]) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(cases(), st.integers(1, 30), st.integers(1, 30), st.integers(1, 2))
+@given(cases() | expiring_cases(), st.integers(1, 30), st.integers(1, 30), st.integers(1, 2))
 def test_batches_folds_and_threads_do_not_matter(
     case: tuple[Config, list[Event]], size: int, fold_every: int, threads: int
 ) -> None:
@@ -98,7 +104,12 @@ def test_batches_folds_and_threads_do_not_matter(
 
 
 @settings(max_examples=150, deadline=None)
-@given(cases(), st.lists(st.integers(0, 100), min_size=3, max_size=3), st.integers(1, 30), st.integers(1, 30))
+@given(
+    cases() | expiring_cases(),
+    st.lists(st.integers(0, 100), min_size=3, max_size=3),
+    st.integers(1, 30),
+    st.integers(1, 30),
+)
 def test_a_clock_event_in_the_log_of_one_source_moves_its_time_alone(
     case: tuple[Config, list[Event]], ahead: list[int], size: int, fold_every: int
 ) -> None:
@@ -244,6 +255,22 @@ def oracle_of_members_at_end(config: Config, log: list[Event]) -> list[str]:
     return oracle_of(config, log).model_lines()
 
 
+def test_events_are_held_only_until_there_are_enough_for_a_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the log: so many events at most, or half as many as are retained, and one batch."""
+    held = list[tuple[int, int]]()
+
+    def counted(before: Retained, batches: Sequence[EventBatch], *rest: Any) -> Retained:
+        held.append((sum(map(len, batches)), before.items.size))
+        return fold(before, batches, *rest)
+
+    monkeypatch.setattr("cco.batch.fold", counted)
+    config = Config(indicators={"purchase": Indicator(user_cap=4)})
+    log = [(f"u{k % 400}", "purchase", f"i{k % 7}", k) for k in range(20_000)]
+    batch_of(config, log, size=50, fold_every=300)
+    assert sum(events for events, _ in held) == 20_000 and held[-1][1] == 1_600
+    assert all(events < max(300, retained // 2) + 50 for events, retained in held)
+
+
 def test_rows_are_sorted_columns() -> None:
     log = [(f"u{k % 4}", "purchase", f"i{k % 3}", 0) for k in range(9)]
     rows: Rows = batch_of(Config(), log).rows()
@@ -252,3 +279,23 @@ def test_rows_are_sorted_columns() -> None:
     types = [column.dtype.name for column in (rows.item, rows.field, rows.start, rows.feature, rows.weight)]
     assert types == ["uint32", "uint8", "int64", "uint32", "float32"]
     assert (np.diff(rows.start) > 0).all() and rows.start[-1] == rows.feature.size == rows.weight.size
+
+
+def test_memory_decides_how_many_pieces_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "LEAST_PIECE", 10)
+    chance, config = random.Random(5), Config()
+    log: list[Event] = [
+        (f"u{chance.randrange(30)}", "purchase", f"i{chance.randrange(40)}", k) for k in range(3_000)
+    ]  # fmt: skip
+
+    def counted(memory: int | None) -> tuple[int, str]:
+        users, items, pieces = Vocabulary(), Vocabulary(), list[int]()
+        parts = (to_batch(config, log[at : at + 20], users, items) for at in range(0, len(log), 20))
+        model = rebuild(config, parts, users, items, folded=lambda _: pieces.append(1), memory=memory)
+        return len(pieces) + 1, file_of(model)
+
+    (one, whole), (some, of_some), (many, of_many) = map(counted, (None, 60_000, 25_000))
+    assert one == 1 < some < many and some * 2 < many
+    assert whole == of_some == of_many
+    with pytest.raises(OverflowError, match=r"interactions are retained so far, .* allow more, lower user_cap"):
+        counted(12_000)

@@ -181,6 +181,49 @@ def test_a_new_index_gets_everything_once_more(case: Case, partitions: int) -> N
     assert world.index == wanted_fields(world.oracle)
 
 
+@examples(60)
+@given(case=cases(), partitions=st.integers(1, 3), data=st.data())
+def test_one_more_index_is_handed_every_row_while_the_first_goes_on(case: Case, partitions: int, data: Any) -> None:
+    """It was loaded with something else; the first gets what changes, and nothing twice (`World.take` looks)."""
+    config, log = case
+    world = World(config, partitions)
+    at = data.draw(st.integers(0, len(log)))
+    world.feed(log[:at])
+    for patches in world.pipeline.publish(world.now, data.draw(st.integers(0, 50))):
+        world.take(patches)
+    further: Fields = {key: [("loaded", 1.0)] for key in world.index}
+
+    def take(patches: Patches) -> None:
+        for key, entries in fields_of(patches.rows, config, world.items).items():
+            further[key] = entries
+        if patches.again is not None:
+            patches = Patches(patches.position, patches.rows.select(np.flatnonzero(~patches.again)))
+        world.take(patches)
+
+    left = [stage.known_items() for stage in world.pipeline.item_stages]
+    handed = [items[:0] for items in left]
+    stages = world.pipeline.item_stages
+    while any(left[k].size or stage.is_due(handed[k]) for k, stage in enumerate(stages)):
+        for k, stage in enumerate(stages):
+            if not stage.is_due(handed[k]):
+                size = data.draw(st.integers(1, 4))
+                handed[k], left[k] = left[k][:size], left[k][size:]
+                stage.send_again(handed[k])
+        size = data.draw(st.integers(0, 6))
+        if log[at : at + size]:
+            world.feed(log[at : at + size])
+            at += size
+        for patches in world.pipeline.publish(world.now, data.draw(st.integers(1, 5))):
+            take(patches)
+        world.now += data.draw(st.sampled_from((0.0, 1.9)))
+    if log[at:]:
+        world.feed(log[at:])
+    for patches in world.pipeline.drain(world.now):
+        take(patches)
+    assert world.index == wanted_fields(world.oracle)
+    assert {key: entries for key, entries in further.items() if entries} == world.index
+
+
 def test_a_new_index_after_an_idle_hour_is_filled_in_portions() -> None:
     """Its rows age from then on: not all of them are too old at once, for one step that holds up everything else."""
     world = World(Config(), 1)

@@ -27,8 +27,8 @@ from typing import Any
 from rich.markup import escape
 
 from agents.cli.common import DIFFERENT, OK, USAGE, out, print_json, size_text
-from agents.demo_data import DemoDataMissing, Purchases, load_purchases
-from agents.producing import Produced, produce
+from agents.demo.data import DemoDataMissing, Purchases, load_purchases
+from agents.kafka.producing import Produced, produce
 from tests.kafka.board import Board, Figures, Screen
 from tests.kafka.world import ROOT, World, wait_for
 from tests.servers.common import ServerError

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from agents.producing import Produced, produce
+from agents.kafka.producing import Produced, produce
 from cco.event_data import CLOCK, DELETE_USER, EventBatch
 from tests.kafka.world import PATIENCE, World
 

@@ -16,7 +16,8 @@ from tests.kafka.flow import Flow
 from tests.kafka.world import World, wait_for
 
 USERS, ITEMS = 20_000, 5_000
-WARM, MEASURED = 50_000, 300_000  # events before the highest rate is measured, and while it is
+WARM, MEASURED = 50_000, 3_000_000  # events before the highest rate is measured, and while it is
+HELD = 1_000_000  # events in the window meanwhile: most of what comes makes something else leave, as in the steady flow
 WINDOW_DAYS, TURNOVER = 60, 60.0  # of the configuration; seconds in which so much event time passes
 SAMPLE = 5.0  # seconds between two looks
 SETTLING = 1 / 3  # of the time, before figures count: caches, arenas and write buffers grow to their size
@@ -47,7 +48,7 @@ def run(broker: str, folder: Path, minutes: float, rate: float | None, seed: int
         wait_for(worker.is_ready, "the worker")
         highest = None
         if rate is None:
-            highest = _highest(world, Flow(world, seed, USERS, ITEMS, pace=1.0))
+            highest = _highest(world, Flow(world, seed, USERS, ITEMS, pace=WINDOW_DAYS * 86_400 / HELD))
             rate = highest / 2
             say(f"highest rate {highest:,.0f} events/s; half of it for {minutes:g} minutes")
         flow = Flow(world, seed + 1, USERS, ITEMS, pace=WINDOW_DAYS * 86_400 / (TURNOVER * rate))

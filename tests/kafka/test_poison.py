@@ -18,11 +18,11 @@ import pytest
 from aiokafka.partitioner import murmur2
 
 from agents.cli.main import main
-from agents.dead_letter_topic import Choice, Listing, list_letters
-from agents.dead_letters import LIMIT
-from agents.kafka_log import read_topic
+from agents.kafka.dead_letter_topic import Choice, Listing, list_letters
+from agents.kafka.dead_letters import LIMIT
+from agents.kafka.reading import read_topic
+from agents.kafka.topics import describe_topics
 from agents.settings import Settings
-from agents.topics import describe_topics
 from cco.batch import rebuild
 from cco.config import parse_config
 from cco.delivery import claim_message

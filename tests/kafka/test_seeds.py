@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from agents.kafka_log import Ends, rebuild_from_log
-from agents.rebuilding import Rebuilt
-from agents.seeds import write_seeds
-from agents.shared_copy import SharedCopy
+from agents.kafka.reading import Ends, rebuild_from_log
+from agents.rebuilds.sources import Rebuilt
+from agents.state.seeds import write_seeds
+from agents.state.shared_copy import SharedCopy
 from cco.config import parse_config
 from tests.kafka.events import CONFIG, generated
 from tests.kafka.test_states import delete_records, folder_of, not_served, rebuilt, served
 from tests.kafka.world import ROOT, MakeWorld, WorkerProcess, World, wait_for
 
 
-def seeds_of(world: World, ends: Ends | None = None) -> dict[int, int]:
-    """Rebuild the log up to `ends` and write seeds, as `cco rebuild --seed` does; answers the offsets."""
+def seeds_of(world: World, ends: Ends | None = None, served: Collection[int] = ()) -> dict[int, int]:
+    """Rebuild the log up to `ends` and write seeds, as `cco rebuild --seed` does; answers the offsets.
+
+    Of those partitions that are `served` the worker may have a copy that goes as far.
+    """
     settings = world.settings.model_copy(update={"share": str(world.folder / "share")})
     offsets = dict(ends or enumerate(world.log_ends()))
     model = rebuild_from_log(settings, world.config, offsets)
     told = write_seeds(Rebuilt(world.config, settings, model, offsets))
-    assert all(partition["written"] for partition in told["partitions"].values()), told
+    assert all(seed["written"] or int(source) in served for source, seed in told["partitions"].items()), told
     return offsets
 
 
@@ -92,6 +97,36 @@ CHANGES = {
 }
 
 
+DYING = """
+import os, signal, sys
+from agents.cli.main import main
+from agents.state.shared_copy import SharedCopy
+upload, left = SharedCopy.upload, iter((True, True, False))
+def upload_or_die(self, *arguments, **named):
+    if not next(left):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return upload(self, *arguments, **named)
+SharedCopy.upload = upload_or_die
+main(sys.argv[1:])
+"""
+
+
+def half_of_the_seeds(world: World, worker: WorkerProcess) -> dict[int, int]:
+    """A rebuild is killed between the seeds of two partitions: the worker takes those there are, and waits for others.
+
+    Answers their offsets; more events have come when it returns.
+    """
+    command = [sys.executable, "-c", DYING, "rebuild", "--log", "--seed", "--config", str(world.config_file)]
+    died = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=120, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    wait_for(lambda: (set(served(worker)), set(not_served(worker))) == ({0, 1}, {2, 3}), "two seeds to be taken")
+    ends = world.log_ends()
+    assert served(worker) == {source: ("seed", ends[source]) for source in (0, 1)}
+    world.produce(generated(world, 500, seed=86))
+    assert worker.metric("cco_rows_counted_total") == 0  # half of the users make no model
+    return dict(enumerate(ends[:2]))
+
+
 def test_what_decides_retention_is_changed_and_changed_back(make_world: MakeWorld) -> None:
     world = make_world(share=True)
     before = world.toml
@@ -109,7 +144,8 @@ def test_what_decides_retention_is_changed_and_changed_back(make_world: MakeWorl
         worker.start()
         refused(worker, "was made with another configuration", "`cco rebuild --seed`")
         assert worker.metric("cco_rows_counted_total") == 0
-        offsets = seeds_of(world)
+        early = half_of_the_seeds(world, worker) if number == 1 else {}
+        offsets = seeds_of(world, served=early) | early
         world.produce(generated(world, 500, seed=91 + number))
         world.settle()
         assert served(worker) == {source: ("seed", offset) for source, offset in offsets.items()}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from agents.patches_file import read_files
+from agents.workers.patches_file import read_files
 from tests.kafka.events import CONFIG, generated
 from tests.kafka.world import MakeWorld, WorkerProcess, World, wait_for
 

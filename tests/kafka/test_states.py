@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import shutil
 import signal
@@ -13,23 +14,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
+from agents.cli.main import main
 from agents.engine import Engine
-from agents.logs import look_at_logs
-from agents.shared_copy import SharedCopy
-from agents.state_store import StateStore
-from agents.topics import create_topics
-from agents.user_partition import SourceLog, UserPartition
+from agents.kafka.logs import look_at_logs
+from agents.state.shared_copy import SharedCopy
+from agents.state.store import StateStore
+from agents.workers.user_partition import SourceLog, UserPartition
 from cco.batch import rebuild
 from cco.config import Config, parse_config
 from cco.event_data import EventBatch
 from cco.model_file import encode
 from tests.agents.states import raw
-from tests.agents.test_logs import administer
 from tests.kafka.events import CONFIG, generated
-from tests.kafka.world import MakeWorld, WorkerProcess, World, wait_for
+from tests.kafka.world import MakeWorld, WorkerProcess, World, administer, make_topics_anew, wait_for
 
 EIGHT = CONFIG.replace("source_partitions = 4", "source_partitions = 8")
 OTHER_CAP = EIGHT.replace("user_cap = 20", "user_cap = 21")
@@ -116,8 +117,10 @@ def log_of(world: World, source: int, **changed: Any) -> SourceLog:
     return replace(log, **changed)
 
 
-def test_each_state_that_does_not_fit_is_refused_and_left_alone(make_world: MakeWorld) -> None:
-    world = make_world(EIGHT)
+def test_each_state_that_does_not_fit_is_refused_and_left_alone(
+    make_world: MakeWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(EIGHT, session_timeout="60s")
     worker = world.worker("alone")
     world.produce(generated(world, 3_000, seed=51))
     world.settle()
@@ -153,7 +156,13 @@ def test_each_state_that_does_not_fit_is_refused_and_left_alone(make_world: Make
     assert worker.get("/healthz")[0] == 200
     shutil.rmtree(folders[0])  # as it says, and the worker sees it by itself
     wait_for(lambda: served(worker) == {0: ("new", 0)}, "the first of them to be served")
+    code, _, said = topics_check(world, capsys)
+    assert code == 0 and f"{folders[0].parent}: a worker has it open, and its /readyz says" in said, said
     worker.kill()
+    code, told, _ = topics_check(world, capsys)
+    assert (code, told["ok"], told["states"], len(told["problems"])) == (1, False, 8, 7), told
+    for source, problem in enumerate(told["problems"], 1):
+        assert problem.startswith(str(folders[source])) and spoilers[source][1] in problem, problem
     assert [files_in(folder) for folder in folders[1:5]] == files[1:]
     assert [records_in(folder) for folder in folders[5:]] == records
     for folder in folders[1:]:
@@ -166,6 +175,14 @@ def test_each_state_that_does_not_fit_is_refused_and_left_alone(make_world: Make
     assert worker.stop() == 0
     check_other_counts_are_refused(world)
     check_more_item_partitions(world)
+
+
+def topics_check(world: World, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any], str]:
+    """`cco topics check` with the worker's states: exit code, what it says as JSON, and warnings."""
+    folder = str(world.folder / "state" / "alone")
+    code = main(["topics", "check", "--config", str(world.config_file), "--state", folder, "--json"])
+    said = capsys.readouterr()
+    return code, json.loads(said.out), said.err
 
 
 def check_other_counts_are_refused(world: World) -> None:
@@ -181,13 +198,15 @@ def check_other_counts_are_refused(world: World) -> None:
 
 
 def check_more_item_partitions(world: World) -> None:
-    """Topics are made anew, as the refusal says: the states of users are good for any number of item partitions."""
-    topics = [world.settings.topic(name) for name in ("edits", "patches")]
-    administer(world.settings, lambda admin: admin.delete_topics(topics))
-    asyncio.run(create_topics(world.config, world.settings.model_copy(update={"item_partitions": 2})))
-    # within its session a worker that returns is given what it had, which is one partition
-    wait_for(lambda: world.group_state() == "Empty", "the group to forget it")
+    """Topics are made anew, as the refusal says: the states of users are good for any number of item partitions.
+
+    The worker was a member of its group a moment ago, and its session is far from over: it is given both partitions.
+    """
     world.item_partitions = 2
+    world.settings = world.settings.model_copy(update={"item_partitions": 2})
+    assert world.group_state() == "Stable"
+    make_topics_anew(world.config, world.settings, "edits", "patches")
+    assert world.group_state() == "Empty"
     worker = world.worker("alone", "--item-partitions", "2")
     world.produce(generated(world, 1_000, seed=60))
     world.settle()
@@ -345,13 +364,11 @@ def test_a_topic_made_anew_that_has_more_records_than_the_state_has_read(make_wo
     world.produce(generated(world, 1_000, seed=61))
     world.settle()
     assert worker.stop() == 0
-    topic, patches = world.settings.topic("interactions"), world.settings.topic("patches")
-    administer(world.settings, lambda admin: admin.delete_topics([topic, patches]))
-    wait_for(lambda: "interactions" not in asyncio.run(look_at_logs(world.settings)), "the topic to go")
-    asyncio.run(create_topics(world.config, world.settings))
+    make_topics_anew(world.config, world.settings, "interactions", "patches")
     world.produce(generated(world, 2_000, seed=62))
     worker.start()
     wait_for(lambda: len(not_served(worker)) == 4, "all of them to be refused")
+    topic = world.settings.topic("interactions")
     assert all(f"is of another topic {topic} (id " in reason for reason in not_served(worker).values())
     shutil.rmtree(world.folder / "state" / "alone")  # as it says, and the worker sees it by itself
     world.settle()

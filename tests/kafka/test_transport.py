@@ -15,15 +15,16 @@ from typing import Any
 import faust
 import pytest
 from aiokafka import AIOKafkaConsumer
+from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer
 from faust.transport.drivers import aiokafka as driver
 
-from agents import transport
-from agents.kafka_client import client_options
+from agents.kafka import transport
+from agents.kafka.client import client_options
+from agents.kafka.transport import BatchApp, BatchConsumer, BatchTransport, LightRecords, NoTables, hook_problems
 from agents.settings import Settings
-from agents.transport import BatchApp, BatchConsumer, BatchTransport, LightRecords, hook_problems
-from agents.worker import Worker
+from agents.workers.worker import Worker
 from cco.config import Config
 from cco.delivery import claim_message
 from tests.kafka.events import CONFIG, generated
@@ -57,6 +58,9 @@ HOOKS: list[tuple[Any, str, str]] = [
     (Recovery, "_resume_streams", "Recovery._resume_streams"),
     (Recovery, "on_recovery_completed", "Recovery.on_recovery_completed"),
     (faust.App, "_new_transport", "App._new_transport"),
+    (TableManager, "on_start", "TableManager.on_start"),
+    (TableManager, "_update_channels", "TableManager._update_channels"),
+    (faust.Worker, "_sentinel_task", "Worker._sentinel_task"),
     (LightRecords.__mro__[1], "_consumer_record", "PartitionRecords._consumer_record"),
 ]
 
@@ -88,6 +92,7 @@ def test_our_consumer_is_the_one_that_faust_makes() -> None:
     app = Worker(Config(), Settings()).app
     assert isinstance(app, BatchApp) and isinstance(app.transport, BatchTransport)
     assert isinstance(app.consumer, BatchConsumer)
+    assert isinstance(app.tables, NoTables)  # with Faust's own a worker begins a second later
 
 
 # -- fetches, ends and restarts -------------------------------------------------------------------------
@@ -296,6 +301,8 @@ def test_rebalances_in_mid_stream_lose_nothing_and_hold_up_no_stop(make_world: M
         began = time.monotonic()
         assert worker.stop() == 0
         assert time.monotonic() - began < 10
+    waited_for = [message["waiting_for"] for message in worker.messages() if "waiting_for" in message]
+    assert waited_for == ["Faust, which leaves the group"]
 
 
 def check_fenced(world: World, worker: WorkerProcess) -> None:

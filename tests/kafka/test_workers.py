@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from agents.kafka.client import client_options
+from agents.workers.patches_file import read_patches_topic
+from cco.edits import LEAVE
+from cco.edits_message import Kind, decode_header
+from cco.edits_message import encode as encode_edits
+from tests.cco.edits_data import make_edits
 from tests.kafka.events import generated
 from tests.kafka.flow import Flow
 from tests.kafka.world import MakeWorld, WorkerProcess, World, wait_for
@@ -104,16 +117,79 @@ def _busy(world: World, name: str) -> bool:
 def test_a_zombie_writes_nothing_that_stays(make_world: MakeWorld) -> None:
     world = make_world(share=True, session_timeout="3s")
     zombie = world.worker("zombie")
-    wait_for(lambda: zombie.get("/readyz")[0] == 200, "the first worker")
+    wait_for(zombie.is_ready, "the first worker")
     with world.producing(generated(world, 8_000, seed=7), rate=500):
-        time.sleep(3)
+        wait_for(lambda: zombie.metric("cco_patches_sent_total") > 200, "patches of the first worker")
         zombie.signal(signal.SIGSTOP)
+        said = {topic: records_of(world, topic) for topic in ("edits", "patches")}
         other = world.worker("other")
         wait_for(lambda: len((other.status() or {}).get("interactions", {})) == 4, "the other to take over")
-        time.sleep(2)
+        wait_for(lambda: other.metric("cco_patches_sent_total") > 0, "patches of the other")
+        wait_for(lambda: not read_patches_topic(world.settings).outdated, "every row once from the other")
+        check_late_edits(world, other, said["edits"])
+        check_late_patches(world, said["patches"])
         zombie.signal(signal.SIGCONT)
     world.settle()
     world.check()
+
+
+def records_of(world: World, topic: str) -> list[Any]:
+    """aiokafka's records of the only partition of a topic, up to now."""
+
+    async def read() -> list[Any]:
+        async with AIOKafkaConsumer(**client_options(world.settings)) as consumer:
+            tp = TopicPartition(world.settings.topic(topic), 0)
+            found: list[Any] = []
+            consumer.assign([tp])
+            consumer.seek(tp, 0)
+            end = (await consumer.end_offsets([tp]))[tp]
+            while not found or found[-1].offset < end - 1:
+                found += (await consumer.getmany(tp, timeout_ms=1_000)).get(tp, [])
+            return found
+
+    return asyncio.run(read())
+
+
+def check_late_edits(world: World, owner: WorkerProcess, said: Sequence[Any]) -> None:
+    """All that the zombie has said comes again, and an answer to its claim that it has not given: all of it is dropped.
+
+    Not the claim itself, which would be a claim like any other: the last one in the log is right.
+    """
+    headers = [decode_header(record.value) for record in said]
+    late = [
+        (0, None, record.value, *record.headers)
+        for record, header in zip(said, headers, strict=True)
+        if header.kind is not Kind.CLAIM
+    ]
+    far = max(header.end for header in headers) + 1_000_000
+    fill = next(header for header in headers if header.kind is Kind.FILL and header.source == 1)
+    framed = msgspec.structs.replace(fill, start=far, end=far, part=0, last=False)
+    nobody = make_edits([(LEAVE, 0, user, 0) for user in range(len(world.users))], [], [], members=0)
+    late += [(0, None, message) for message in encode_edits(framed, nobody, world.users, world.items)]
+    before, dropped = edits_of(owner), owner.metric("cco_messages_dropped_total")
+    assert before["claim"] > fill.claim >= 0
+    last = world.produce_raw(late, "edits")[-1]
+    wait_for(lambda: edits_of(owner)["position"] > last, "the other to read all of it")
+    wait_for(lambda: owner.metric("cco_messages_dropped_total") >= dropped + len(late), "all of it to be dropped")
+    assert edits_of(owner)["claim"] == before["claim"]
+
+
+def edits_of(owner: WorkerProcess) -> dict[str, Any]:
+    """What it tells of the only item partition."""
+    found: dict[str, Any] = wait_for(lambda: (owner.status() or {}).get("edits", {}).get("0"), "its owner to tell")
+    return found
+
+
+def check_late_patches(world: World, said: Sequence[Any]) -> None:
+    """All that the zombie has sent comes again, and for each item a row of a later position: readers drop all of it."""
+    late = [(0, record.key, record.value) for record in said]
+    for item, patch in {record.key: json.loads(record.value) for record in said}.items():
+        forged = {**patch, "position": [1_000_000] * 4, "indicators": {"purchase": [("item-0", 99.0)]}}
+        late.append((0, item, json.dumps(forged).encode()))
+    before = read_patches_topic(world.settings)
+    world.produce_raw(late, "patches")
+    after = read_patches_topic(world.settings)
+    assert after.dropped == before.dropped + len(late) > 200
 
 
 def test_the_broker_is_killed_in_mid_stream(make_world: MakeWorld, tmp_path: Path) -> None:

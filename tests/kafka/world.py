@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +27,12 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from agents.kafka_client import client_options
-from agents.kafka_log import rebuild_from_log
-from agents.patches_file import read_patches_topic
-from agents.producing import produce
+from agents.kafka.client import client_options
+from agents.kafka.producing import produce
+from agents.kafka.reading import rebuild_from_log
+from agents.kafka.topics import create_topics, describe_topics
 from agents.settings import Settings
-from agents.topics import create_topics
+from agents.workers.patches_file import read_patches_topic
 from cco.config import Config, parse_config
 from cco.event_data import EventBatch
 from cco.model_file import decode, difference, encode
@@ -52,6 +52,33 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
             return found
         assert time.monotonic() < until, f"waited {seconds:.0f} s for {what}"
         time.sleep(TICK)
+
+
+def administer(settings: Settings, what: Callable[[AIOKafkaAdminClient], Awaitable[Any]]) -> Any:
+    """Have `what` done by a client for administrators, and answer what came of it."""
+
+    async def run() -> Any:
+        admin = AIOKafkaAdminClient(**client_options(settings))
+        await admin.start()
+        try:
+            return await what(admin)
+        finally:
+            await admin.close()
+
+    return asyncio.run(run())
+
+
+def make_topics_anew(config: Config, settings: Settings, *names: str) -> None:
+    """Other topics under the same names, all of them if none is named: their offsets begin at 0 again."""
+
+    def there() -> list[str]:
+        found = [topic.name for topic in asyncio.run(describe_topics(config, settings))]
+        return [name for name in found if not names or name.removeprefix(settings.topic_prefix) in names]
+
+    old = there()
+    administer(settings, lambda admin: admin.delete_topics(old))
+    wait_for(lambda: not there(), "the topics to go")
+    asyncio.run(create_topics(config, settings))
 
 
 class WorkerProcess:
@@ -245,9 +272,11 @@ class World:
         asyncio.run(produce(self.settings, self.config, self.users, self.items, [batch], rate=rate))
 
     def produce_raw(
-        self, messages: Iterable[tuple[int, bytes | None, bytes | None]], topic: str = "interactions"
+        self,
+        messages: Iterable[tuple[int, bytes | None, bytes | None, *tuple[tuple[str, bytes], ...]]],
+        topic: str = "interactions",
     ) -> list[int]:
-        """(partition, key, value) to a topic, as they are; answers their offsets."""
+        """(partition, key, value, headers one by one) to a topic, as they are; answers their offsets."""
 
         async def send() -> list[int]:
             producer = AIOKafkaProducer(
@@ -256,7 +285,10 @@ class World:
             await producer.start()
             try:
                 name = self.settings.topic(topic)
-                sent = [await producer.send(name, value, key, partition) for partition, key, value in messages]
+                sent = [
+                    await producer.send(name, value, key, partition, headers=headers)
+                    for partition, key, value, *headers in messages
+                ]
                 return [int(done.offset) for done in await asyncio.gather(*sent)]
             finally:
                 await producer.stop()
@@ -291,25 +323,14 @@ class World:
 
     def log_ends(self) -> list[int]:
         """Offsets after the last record of each partition of interactions."""
-        from agents.topics import describe_topics
-
         found = asyncio.run(describe_topics(self.config, self.settings))
         topic = next(t for t in found if t.name == self.settings.topic("interactions"))
         return [int(p.end or 0) for p in topic.partitions]
 
     def group_state(self) -> str:
         """The broker's word for the state of our group."""
-
-        async def describe() -> str:
-            admin = AIOKafkaAdminClient(**client_options(self.settings))
-            await admin.start()
-            try:
-                (answer,) = await admin.describe_consumer_groups([self.settings.group])
-                return str(answer.groups[0][2])
-            finally:
-                await admin.close()
-
-        return asyncio.run(describe())
+        (answer,) = administer(self.settings, lambda admin: admin.describe_consumer_groups([self.settings.group]))
+        return str(answer.groups[0][2])
 
     def settle(self, seconds: float = PATIENCE) -> None:
         """Wait until the published model has caught up with the log."""

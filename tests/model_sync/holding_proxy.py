@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+_STARTING = 10.0  # seconds
 
 
 class HoldingProxy:
-    """Listens before the node at `address`. `async with` answers its own URL."""
+    """Listens before the node at `address`. `async with` answers its own URL.
 
-    def __init__(self, address: str) -> None:
+    `holds`: whether to keep a bulk request, by its first line; default: all of them.
+    """
+
+    def __init__(self, address: str, holds: Callable[[bytes], bool] = lambda line: True) -> None:
         host, port = address.split(":")
         self._target = host, int(port)
+        self._holds = holds
         self.held = b""  # the latest one
         self.has_one = asyncio.Event()
 
@@ -31,11 +41,13 @@ class HoldingProxy:
         while not reader.at_eof():
             try:
                 head = await reader.readuntil(b"\r\n\r\n")
-            except asyncio.IncompleteReadError:
+                lines = head.lower().split(b"\r\n")
+                lengths = [int(line[15:]) for line in lines if line.startswith(b"content-length:")]
+                request = head + await reader.readexactly(sum(lengths))
+            except (asyncio.IncompleteReadError, OSError):  # whoever asks has gone, or was killed
                 break
-            lengths = [int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-            request = head + await reader.readexactly(sum(lengths))
-            if b"/_bulk" in head.split(b"\r\n", 1)[0]:
+            line = head.split(b"\r\n", 1)[0]
+            if b"/_bulk" in line and self._holds(line):
                 self.held = request
                 self.has_one.set()
             else:
@@ -58,3 +70,24 @@ class HoldingProxy:
         if b"chunked" in head.lower():
             body = body.split(b"\r\n", 1)[1].rsplit(b"\r\n0\r\n", 1)[0]
         return [item["status"] for each in json.loads(body)["items"] for item in each.values()]
+
+
+@contextmanager
+def in_a_thread(proxy: HoldingProxy) -> Iterator[str]:
+    """The proxy's URL; it works in a thread of its own until the end of this."""
+    started = Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]]()
+
+    async def serve() -> None:
+        async with proxy as url:
+            end = asyncio.Event()
+            started.set_result((url, asyncio.get_running_loop(), end))
+            await end.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="proxy", daemon=True)
+    thread.start()
+    url, loop, end = started.result(_STARTING)
+    try:
+        yield url
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        thread.join()

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from elasticsearch import Elasticsearch
+from elasticsearch import AsyncElasticsearch, Elasticsearch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.engine import Engine
 from cco.config import Config, make_config
+from cco.event_data import ItemChange
 from cco.rows import Patches
 from cco.vocabulary import Vocabulary
 from model_sync import elastic_mapping
+from model_sync.bulk_writer import Owner, RowWriter
 from model_sync.contract import Hit, Query, Range, Rule, rules
-from model_sync.elastic_client import ElasticOptions, ElasticProblem, sync_client
+from model_sync.elastic_client import ElasticOptions, ElasticProblem, IndexNames, async_client, sync_client
+from model_sync.elastic_documents import row_documents
 from model_sync.elastic_index import ElasticIndex
+from model_sync.elastic_metadata import MetadataWriter, PositionedChange
+from model_sync.elastic_reader import AsyncElasticReader
+from model_sync.metadata import Properties
+from model_sync.row_store import check_patch
 from tests.model_sync.index_contract import IndexContract, MakeIndex, Shop, equals_the_reference, names
 from tests.model_sync.ranking import differing, random_queries
 from tests.model_sync.samples import CONFIG, IDS, operations, queries
 from tests.servers.elasticsearch import ElasticsearchServer
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +44,12 @@ def elastic(elasticsearch: ElasticsearchServer) -> Iterator[Elasticsearch]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def make_index(elastic: Elasticsearch) -> Iterator[MakeIndex]:
-    """Those of one configuration have the same index, emptied in between and refreshed by `flush` alone."""
+@contextmanager
+def aliases(elastic: Elasticsearch) -> Iterator[Callable[[Config], str]]:
+    """Of empty indices. Those of one configuration are the same, emptied in between, refreshed by `flush` alone."""
     made: dict[str, str] = {}
 
-    def make(config: Config, items: Vocabulary) -> ElasticIndex:
+    def alias(config: Config) -> str:
         wanted = elastic_mapping.mapping("items", config)
         name = made.setdefault(json.dumps(wanted), f"t{uuid.uuid4().hex}")
         if elastic.indices.exists_alias(name=name):
@@ -46,11 +57,17 @@ def make_index(elastic: Elasticsearch) -> Iterator[MakeIndex]:
         else:
             tuned = {**elastic_mapping.settings(), "refresh_interval": "-1"}
             elastic.indices.create(index=f"{name}-000001", mappings=wanted, settings=tuned, aliases={name: {}})
-        return ElasticIndex(elastic, name, config, items)
+        return name
 
-    yield make
+    yield alias
     for name in made.values():
         elastic.indices.delete(index=f"{name}-000001")
+
+
+@pytest.fixture(scope="module")
+def make_index(elastic: Elasticsearch) -> Iterator[MakeIndex]:
+    with aliases(elastic) as alias:
+        yield lambda config, items: ElasticIndex(elastic, alias(config), config, items)
 
 
 def empty(elastic: Elasticsearch, name: str) -> None:
@@ -65,6 +82,57 @@ class TestElasticIndex(IndexContract):
     """ElasticIndex passes the suite."""
 
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(steps=st.lists(operations, min_size=1, max_size=14), last=queries)
+    def test_equals_the_reference(self, make_index: MakeIndex, steps: list[tuple[str, Any]], last: Query) -> None:
+        equals_the_reference(make_index, steps, last)
+
+
+class Stack(ElasticIndex):
+    """Written as workers do it, and read as the query service does."""
+
+    def __init__(
+        self, client: Elasticsearch, own: AsyncElasticsearch, loop: asyncio.Runner, index: str, config: Config,
+        items: Vocabulary,
+    ) -> None:  # fmt: skip
+        super().__init__(client, index, config, items)
+        self._loop = loop
+        self._row_writer, self._metadata_writer = RowWriter(own, index), MetadataWriter(own, index, config)
+        self._reader = AsyncElasticReader(own, IndexNames(index, index), config)
+
+    def apply(self, patches: Patches) -> None:
+        items, priors = len(self._items), len(self._config.prior_names)
+        check_patch(patches.rows, items, len(self._config.indicator_names), priors, np.zeros(items + priors, np.uint32))
+
+        async def put() -> None:
+            documents = row_documents(self._config, self._items, patches)
+            await (await self._row_writer.put(Owner(0, 1, 1), documents))
+
+        self._run(put())
+
+    def _write(self, changes: Iterable[ItemChange]) -> None:
+        assert self._run(self._metadata_writer.write(map(PositionedChange, changes))) == []
+
+    def search(self, query: Query) -> list[Hit]:
+        return self._run(self._reader.search(query))
+
+    def properties(self, item: str) -> Properties | None:
+        return self._run(self._reader.properties(item))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run(work)
+
+
+class TestStack(IndexContract):
+    """The writers and the reader pass the suite."""
+
+    @pytest.fixture(scope="class")
+    def make_index(self, elastic: Elasticsearch, elasticsearch: ElasticsearchServer) -> Iterator[MakeIndex]:
+        own = async_client(ElasticOptions((elasticsearch.url,)))
+        with aliases(elastic) as alias, asyncio.Runner() as loop:
+            yield lambda config, items: Stack(elastic, own, loop, alias(config), config, items)
+            loop.run(own.close())
+
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
     @given(steps=st.lists(operations, min_size=1, max_size=14), last=queries)
     def test_equals_the_reference(self, make_index: MakeIndex, steps: list[tuple[str, Any]], last: Query) -> None:
         equals_the_reference(make_index, steps, last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -11,15 +12,18 @@ from typing import Any
 import pytest
 from elasticsearch import Elasticsearch
 
-from cco.config import make_config
+from cco.config import Config, make_config
 from cco.event_data import ItemChange
 from model_sync import elastic_load, elastic_swap, elastic_versions
 from model_sync.contract import Query
 from model_sync.elastic_admin import check, create
 from model_sync.elastic_client import ElasticOptions, ElasticProblem, IndexNames, names, sync_client
 from model_sync.elastic_index import ElasticIndex
+from model_sync.elastic_mapping import Kind, mapping
 from model_sync.elastic_metadata import PositionedChange, write
 from model_sync.elastic_swap import rebuilding
+from model_sync.elastic_users import user_document
+from model_sync.elastic_verify import OF_SERVED
 from model_sync.elastic_versions import rollback, versions
 from tests.model_sync.samples import CONFIG, CONFIG_TABLES
 from tests.model_sync.swap_world import Asking, die_at, made_up, model, publish, roles, served, vocabulary
@@ -193,6 +197,43 @@ def test_nothing_is_left_of_one_that_fails(client: Elasticsearch, options: Elast
     assert served(client, aliases, ONE[1]) == model(ONE)
     assert roles(client, aliases) == {"000001": "live"}
     assert publish(options, made_up(4, 12), allow_smaller=True).items == 12
+
+
+def test_a_model_of_other_users_and_items_is_not_published(
+    client: Elasticsearch, options: ElasticOptions, aliases: IndexNames
+) -> None:
+    """Such as one of another log: all is as it was loaded, and answers whoever asks for what is in it."""
+    publish(options, ONE)
+    create(client, CONFIG, aliases)
+    for user in ("ann", "bob"):
+        history = user_document({"buy": (ONE[1][:5], 5)}, 1_700_000_000, True, 0, 1)
+        client.index(index=aliases.users, id=user, document=json.loads(history), refresh=True)
+    done = publish(options, TWO)
+    assert 5 < done.answered <= OF_SERVED + 2 and done.unanswered < done.answered / 2
+    others = made_up(4)[0], [f"other-{k}" for k in range(60)]
+    with pytest.raises(ElasticProblem, match=r"would not answer (\d+) of \1 questions about users and items"):
+        publish(options, others)
+    assert served(client, aliases, ONE[1]) == model(TWO)
+    assert roles(client, aliases) == {"000002": "live", "000001": "previous"}
+    done = publish(options, others, allow_smaller=True)
+    assert done.answered == done.unanswered > 5
+    publish(options, (made_up(5)[0], others[1]))  # what users have is of none of these: nobody answered them before
+
+
+def test_an_index_that_holds_all_and_finds_nothing_is_not_published(
+    client: Elasticsearch, options: ElasticOptions, aliases: IndexNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows in a field that is not indexed: counts and documents are as they were loaded."""
+    publish(options, ONE)
+
+    def without_rows(kind: Kind, config: Config) -> dict[str, Any]:
+        found = mapping(kind, config)
+        return {**found, "properties": {**found["properties"], "rows": {"type": "object", "enabled": False}}}
+
+    monkeypatch.setattr(elastic_swap, "mapping", without_rows)
+    with pytest.raises(ElasticProblem, match=r"(\d+) of \1 questions that rows answer are answered by nothing"):
+        publish(options, TWO)
+    assert served(client, aliases, ONE[1]) == model(ONE)
 
 
 @pytest.mark.parametrize("damage", ["rows", "missing", "metadata", "more"])

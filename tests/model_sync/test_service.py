@@ -118,7 +118,9 @@ WRONG: list[tuple[object, str, str]] = [
     ({"items": ["a", 3]}, "items[1]", "str"),
     ({"items": ["a"] * 1_001}, "items", "1000"),
     ({"history": {"bye": ["a"]}}, "history.bye", "did you mean 'buy'"),
-    ({"history": {"buy": [None]}}, "history[...][0]", "str"),
+    ({"history": {"buy": [None]}}, "history.buy[0]", "str"),
+    ({"history": {"buy": ["a"], "view": ["a", "b", "c", ""]}}, "history.view[3]", ">= 1"),
+    ({"history": {"buy": ["a"], "a.b\n": "a"}}, "history.a.b\n", "array"),
     ({"num": 0}, "num", ">= 1"),
     ({"num": 1_001}, "num", "1000"),
     ({"num": "3"}, "num", "int"),
@@ -127,7 +129,7 @@ WRONG: list[tuple[object, str, str]] = [
     ({"from_": 1}, "from_", "did you mean 'from'"),
     ({"nmu": 1}, "nmu", "did you mean 'num'"),
     ({"indicators": {"vieww": 1}}, "indicators.vieww", "did you mean 'view'"),
-    ({"indicators": {"view": -1}}, "indicators[...]", ">= 0"),
+    ({"indicators": {"view": -1}}, "indicators.view", ">= 0"),
     ({"indicators": {"view": 1e-9}}, "indicators.view", "1e-06"),
     ({"include": [{"field": "a"}]}, "include[0]", "values"),
     ({"include": [{"field": "a", "values": []}]}, "include[0].values", ">= 1"),
@@ -149,7 +151,7 @@ WRONG: list[tuple[object, str, str]] = [
     ({"exclude_events": ["buy", "by"]}, "exclude_events[1]", 'did you mean "buy"'),
     ({"current_date": "today"}, "current_date", "ISO 8601"),
     ({"priors": {"popularity": 1}}, "priors.popularity", "did you mean 'popular'"),
-    ({"priors": {"popular": 1e9}}, "priors[...]", "1000"),
+    ({"priors": {"popular": 1e9}}, "priors.popular", "1000"),
     ({"backfill": "hottest"}, "backfill", "hottest"),
     ({"fields": "title"}, "fields", "array"),
     ([], "body", "object"),
@@ -205,6 +207,7 @@ def test_events_one_and_many() -> None:
     assert sent["one"].json() == {"accepted": 1, "rejected": []}
     assert sent["some"].json() == {"accepted": 2, "rejected": [{"index": 1, "problem": "user_id is missing"}]}
     assert sent["bad"].json()["detail"] == "user_id is missing"
+    assert sent["bad"].json()["errors"] == [{"path": "body", "problem": "user_id is missing"}]
     assert [part["path"] for part in sent["none"].json()["errors"]] == ["[0]", "[1]"]
     assert [part["path"] for part in sent["mixed"].json()["errors"]] == ["[1]"]
     assert len(world.sink.taken) == 5

@@ -40,9 +40,16 @@ class Mutant:
     first: int = 0
 
 
+# The first eight are the mistakes that a protocol like this one invites. "No gap check" and "no epoch" are what they
+# say. Positions are offsets of Kafka's at the borders of micro-batches, and parts are numbered, so a position has no
+# steps that could be left out: "split without steps" lets the first part stand for the whole range. A range tells of
+# each key that it touched: "netted batches" leaves out those that are back where they were. Item stages have no
+# snapshots: "early snapshot" is of a user stage, and "remembered fingerprints" come from the owner before. Stages have
+# no clock that they could read, so "wall clock" gives one to a user stage.
 MUTANTS = [
+    Mutant("no gap check", DELIVERY, "if header.start > source.applied:", "if False:", ("holes",)),
     Mutant(
-        "the counts of an old range are taken",
+        "old counts applied",
         AGENTS,
         "        if verdict is Verdict.APPLY:\n            self.progress +=",
         "        if verdict is Verdict.DROP and header.kind is Kind.RANGE and self.inbox.filled:\n"
@@ -51,12 +58,68 @@ MUTANTS = [
         "        if verdict is Verdict.APPLY:\n            self.progress +=",
     ),
     Mutant(
+        "netted batches",
+        AGENTS,
+        "        messages = self.outbox.range(self.position, end, told)\n",
+        "        for p in range(self.place.partitions):\n"
+        "            said = {}  # by key: the operations, in order\n"
+        "            for edits in (parts[p] for parts in told):\n"
+        "                for op, *key in zip(edits.op, edits.indicator, edits.user, edits.item):\n"
+        "                    said.setdefault(tuple(map(int, key)), []).append(int(op))\n"
+        "            whole = {user for (_, user, _), ops in said.items() if max(ops) > 1}  # entered or left\n"
+        "            net = {key for key, ops in said.items() if ops[0] != ops[-1] and key[1] not in whole}\n"
+        "            for parts in told:\n"
+        "                keys = zip(parts[p].indicator, parts[p].user, parts[p].item)\n"
+        "                kept = np.array([tuple(map(int, key)) not in net for key in keys], bool)\n"
+        "                names = ('op', 'indicator', 'user', 'item')\n"
+        "                columns = {name: getattr(parts[p], name)[kept] for name in names}\n"
+        "                parts[p] = replace(parts[p], **columns)\n"
+        "        messages = self.outbox.range(self.position, end, told)\n",
+        first=195,
+    ),
+    Mutant("early snapshot", AGENTS, "elif self.acknowledged >= cut.position:", "else:"),
+    Mutant(
+        "split without steps",
+        DELIVERY,
+        "        if header.last:\n            source.open_range, source.applied = None, header.end\n",
+        "        source.applied = header.end\n        if header.last:\n            source.open_range = None\n",
+    ),
+    Mutant(
+        "remembered fingerprints",
+        AGENTS,
+        "        self.position, self.progress, self._seen = offset + 1, 0, -1\n",
+        "        remembered = place.__dict__.setdefault('remembered', {})\n"
+        "        if self.partition in remembered:\n"
+        "            items, sent = remembered[self.partition]\n"
+        "            known = min(len(items), sent._fingerprints.shape[1])\n"
+        "            self.items.intern(items.names(range(known)))\n"
+        "            self.stage._fit(0.0)\n"
+        "            self.stage._fingerprints[:, :known] = sent._fingerprints[:, :known]\n"
+        "        remembered[self.partition] = self.items, self.stage\n"
+        "        self.position, self.progress, self._seen = offset + 1, 0, -1\n",
+        first=53,
+    ),
+    Mutant(
+        "no epoch",
+        DELIVERY,
+        "if (header.epoch, header.sources, header.partition, header.partitions) != self._expected:",
+        "if (self._expected[0], header.sources, header.partition, header.partitions) != self._expected:",
+        ("strangers",),
+    ),
+    Mutant(
+        "wall clock",
+        AGENTS,
+        "        events = [record for record in records if record is not None]\n",
+        "        events = [record for record in records if record is not None]\n"
+        "        self.place.__dict__['clock'] = clock = self.place.__dict__.get('clock', 0) + 1\n"
+        "        events.append(('', '$clock', '', clock))  # windows end as this goes on, not as the log does\n",
+    ),
+    Mutant(
         "an old range is applied",
         DELIVERY,
         "if source.waiting or header.end <= source.applied:",
         "if source.waiting:",
     ),
-    Mutant("no gap check", DELIVERY, "if header.start > source.applied:", "if False:", ("holes",)),
     Mutant(
         "rows are counted while a range is torn",
         DELIVERY,
@@ -125,13 +188,6 @@ MUTANTS = [
         first=281,
     ),
     Mutant(
-        "the epoch is not checked",
-        DELIVERY,
-        "if (header.epoch, header.sources, header.partition, header.partitions) != self._expected:",
-        "if (self._expected[0], header.sources, header.partition, header.partitions) != self._expected:",
-        ("strangers",),
-    ),
-    Mutant(
         "the numbers of partitions are not checked",
         DELIVERY,
         "if (header.epoch, header.sources, header.partition, header.partitions) != self._expected:",
@@ -144,12 +200,6 @@ MUTANTS = [
         "for p in range(self._partitions):",
         "for p in ():",
         ("holes",),
-    ),
-    Mutant(
-        "a snapshot counts before its messages are acknowledged",
-        AGENTS,
-        "elif self.acknowledged >= cut.position:",
-        "else:",
     ),
     Mutant(
         "a restored stage tells only priors that are touched",

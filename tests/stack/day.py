@@ -30,8 +30,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agents import status
-from agents.kafka_log import rebuild_from_log
+from agents.health import status
+from agents.kafka.reading import rebuild_from_log
 from cco.model_file import encode
 from tests.kafka.events import CONFIG
 from tests.kafka.flow import Flow
@@ -48,6 +48,7 @@ EVENTS_OF_A_USER, LEAST_USERS, LEAST_ITEMS = 50, 200, 80
 PATIENCE = 900.0  # seconds that a step may take
 CHANGES_SECONDS = 0.5  # between two changes of items
 QUIET = 100  # questions before anything happens
+LEAST_SHARE = 0.8  # of the answers by history in the morning: users are deleted, and come again, meanwhile
 SESSION = "10s"
 
 Say = Callable[[str], None]
@@ -89,6 +90,7 @@ class Day:
         self._archive = str(stack.folder / "archive")
         self._phases: dict[str, tuple[float, float]] = {}
         self._seeds: dict[int, int] = {}
+        self._known: set[str] = set()  # users with a history in the morning
         self.report = Report()
 
     def run(self) -> Report:
@@ -127,6 +129,7 @@ class Day:
         self.stack.change_items(changes_of(self._items, 0))
         self.stack.settle(self._patience)
         self._wait_for("kappa")
+        self._known = set(self.stack.documents_of_users())
         assert all((worker.status() or {}).get("interactions") for worker in workers), "one worker has all the work"
         before = self._questioner.asked
         with self._phase("kappa"):
@@ -189,8 +192,19 @@ class Day:
                 "asked": sum(begin <= at <= end for at, _ in asked.taken),
                 **{key: asked.milliseconds(share, begin, end) for key, share in
                    (("p50", 0.5), ("p99", 0.99), ("max", 1.0))},
+                "by_history": self._by_history(begin, end),
             }  # fmt: skip
         assert asked.failures == [], asked.failures[:3]
+        since = self._phases["kappa"][0]
+        empty = [found for found in asked.found if found.at >= since and not found.items]
+        assert not empty, f"{len(empty)} answers without any item: {empty[:3]}"
+        shares = {name: of["by_history"] for name, of in self.report.questions.items()}
+        assert shares["kappa"] > 0.5 and min(shares.values()) > LEAST_SHARE * shares["kappa"], shares
+
+    def _by_history(self, begin: float, end: float) -> float:
+        """Of the answers for users who were known in the morning, those that their histories have found items for."""
+        of_known = [f for f in self._questioner.found if begin <= f.at <= end and f.user in self._known]
+        return round(sum(found.scored > 0 for found in of_known) / max(1, len(of_known)), 3)
 
     def _compare(self, workers: Sequence[WorkerProcess]) -> None:
         """Index, states and archive with the log."""

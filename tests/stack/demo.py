@@ -22,7 +22,7 @@ import numpy as np
 from rich.markup import escape
 
 from agents.cli.common import size_text
-from agents.demo_data import Purchases, load_purchases
+from agents.demo.data import Purchases, load_purchases
 from tests.kafka.board import Board, Figures
 from tests.kafka.demo import CONFIG, ITEM_PARTITIONS, LEAST, Demo, _digest, run_in_folder
 from tests.kafka.world import wait_for

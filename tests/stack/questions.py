@@ -8,12 +8,21 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 TIMEOUT = 10.0  # seconds
 IDLE = 20.0  # seconds after which a connection is made anew: the other side may have closed it
 PAUSE = 0.02  # seconds between an answer and the next question
+
+
+class Found(NamedTuple):
+    """What an answer had. `scored`: items that were found by the history, and not for want of better ones."""
+
+    at: float  # seconds, of `time.perf_counter`
+    user: str | None
+    items: int
+    scored: int
 
 
 class Client:
@@ -58,6 +67,7 @@ class Questioner:
         self._thread = threading.Thread(target=self._run, name="questions", daemon=True)
         self.failures: list[str] = []
         self.taken: list[tuple[float, float]] = []  # when an answer was there, and what it took: seconds
+        self.found: list[Found] = []  # what was in it
 
     @property
     def asked(self) -> int:
@@ -79,13 +89,16 @@ class Questioner:
         number = 0
         while not self._stop.is_set():
             begin = time.perf_counter()
+            question = self._questions[number % len(self._questions)]
             try:
-                self._client.ask(self._questions[number % len(self._questions)])
+                items = self._client.ask(question)["items"]
             except (OSError, http.client.HTTPException, RuntimeError, ValueError) as error:
                 self.failures.append(f"{type(error).__name__}: {error}")
             else:
                 end = time.perf_counter()
                 self.taken.append((end, end - begin))
+                scored = sum(item["score"] > 0 for item in items)
+                self.found.append(Found(end, question.get("user"), len(items), scored))
             number += 1
             self._stop.wait(PAUSE)
 

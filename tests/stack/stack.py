@@ -15,12 +15,12 @@ from typing import Any
 from elasticsearch import Elasticsearch, NotFoundError
 from elasticsearch.helpers import scan
 
-from agents import status
 from agents.elastic import elastic_options
 from agents.engine import Engine
-from agents.item_changes import ItemRecords
-from agents.kafka_log import read_log, read_topic
-from agents.producing import produce
+from agents.health import status
+from agents.kafka.item_changes import ItemRecords
+from agents.kafka.producing import produce
+from agents.kafka.reading import read_log, read_topic
 from cco.event_data import EventBatch, ItemChange
 from cco.model_file import encode
 from cco.vocabulary import Vocabulary
@@ -59,6 +59,21 @@ class Stack(World):
         with self.client() as client:
             for name in self.names:
                 client.indices.delete(index=",".join(client.indices.get_alias(name=name)))
+
+    def delete_aliases(self) -> None:
+        """Of both indices, which stay."""
+        with self.client() as client:
+            for name in self.names:
+                client.indices.delete_alias(index=list(client.indices.get_alias(name=name)), name=name)
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Both indices, as Elasticsearch makes them when a disk is full."""
+        block = "index.blocks.read_only_allow_delete"
+        with self.client() as client:
+            client.indices.put_settings(index=list(self.names), settings={block: True})
+            yield
+            client.indices.put_settings(index=list(self.names), settings={block: None})
 
     def change_items(self, changes: Iterable[ItemChange]) -> None:
         """Changes of items into their topic."""
@@ -164,6 +179,12 @@ class Stack(World):
     def mode(self) -> str:
         """What `cco status` says."""
         return status.look(self.config, self.settings).mode
+
+    def wait_until_answered(self, url: str) -> None:
+        """Until a service can answer questions."""
+        import httpx
+
+        wait_for(lambda: httpx.get(f"{url}/ready", timeout=10).status_code == 200, "the service to be ready")
 
     def ask(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         """A question to a service."""

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from elasticsearch import Elasticsearch
 
-from agents.audit import Audit, Auditor
+from agents.audit.audit import Audit, Auditor
 from agents.cli.main import main
-from agents.shared_copy import SharedCopy
-from agents.state_store import StateStore
+from agents.state.shared_copy import SharedCopy
+from agents.state.store import StateStore
 from tests.kafka.events import generated
 from tests.kafka.world import wait_for
 from tests.stack.conftest import MakeStack

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -11,24 +10,14 @@ from typing import Any
 import pytest
 from aiokafka.admin import NewPartitions
 
-from agents import status
 from agents.cli.main import main
-from agents.topics import create_topics, describe_topics
-from tests.agents.test_logs import administer
+from agents.health import status
 from tests.kafka.events import generated
-from tests.kafka.world import WorkerProcess, wait_for
+from tests.kafka.world import WorkerProcess, administer, make_topics_anew, wait_for
 from tests.stack.conftest import MakeStack
 from tests.stack.stack import Stack, changes_of
 
 ITEMS = [f"item-{k}" for k in range(40)]
-
-
-def make_topics_anew(stack: Stack) -> None:
-    """Another log under the same names: its offsets begin at 0 again."""
-    names = [topic.name for topic in asyncio.run(describe_topics(stack.config, stack.settings))]
-    administer(stack.settings, lambda admin: admin.delete_topics(names))
-    wait_for(lambda: not asyncio.run(describe_topics(stack.config, stack.settings)), "the topics to go")
-    asyncio.run(create_topics(stack.config, stack.settings))
 
 
 def documents(stack: Stack) -> tuple[bytes, dict[str, Any]]:
@@ -61,7 +50,7 @@ def test_topics_that_are_made_anew(make_stack: MakeStack, capsys: pytest.Capture
     before = documents(stack)
     assert worker.stop() == 0
 
-    make_topics_anew(stack)
+    make_topics_anew(stack.config, stack.settings)
     shutil.rmtree(Path(stack.folder, "state"))
     stack.produce(generated(stack, 2_000, seed=22))  # fewer: each offset is below that of the index
     stack.change_items(changes_of(ITEMS[:20], 2))

@@ -15,12 +15,12 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agents import elastic_publishing
 from agents.cli.main import main
-from agents.serve import BackgroundServer
-from agents.serve_settings import load_serve_settings
-from agents.serve_stack import stack_service
+from agents.serving.embedded import BackgroundServer
+from agents.serving.settings import load_serve_settings
+from agents.serving.stack import stack_service
 from agents.settings import load_settings
+from agents.workers import elastic_publishing
 from model_sync.service.metrics import ServiceMetrics
 from tests.kafka.world import ROOT, WorkerProcess, World, wait_for
 from tests.servers.elasticsearch import ElasticsearchServer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 
@@ -10,13 +9,11 @@ import numpy as np
 import pytest
 
 from agents.cli.main import main
-from agents.topics import create_topics, describe_topics
 from cco.event_data import DELETE_USER, EventBatch
-from tests.agents.test_logs import administer
 from tests.kafka.events import CONFIG, generated
 from tests.kafka.test_seeds import CHANGES, reconfigured, refused, seeds_of
 from tests.kafka.test_states import served
-from tests.kafka.world import wait_for
+from tests.kafka.world import WorkerProcess, make_topics_anew, wait_for
 from tests.stack.conftest import MakeStack
 from tests.stack.serving import serving
 from tests.stack.stack import Stack
@@ -85,18 +82,11 @@ def test_another_cap_changes_every_document_though_the_seed_is_older(make_stack:
 
 def other_item_partitions(stack: Stack, number: int) -> None:
     """As README.md says, while no worker runs."""
-    topic = stack.settings.topic("edits")
-    administer(stack.settings, lambda admin: admin.delete_topics([topic]))
     text, before = stack.config_file.read_text(), f"item_partitions = {stack.item_partitions}\n"
     assert text.count(before) == 1
     stack.config_file.write_text(text.replace(before, f"item_partitions = {number}\n"))
     stack.item_partitions, stack.settings = number, stack.settings.model_copy(update={"item_partitions": number})
-
-    def there() -> list[str]:
-        return [found.name for found in asyncio.run(describe_topics(stack.config, stack.settings))]
-
-    wait_for(lambda: topic not in there(), "the topic to go")
-    asyncio.run(create_topics(stack.config, stack.settings))
+    make_topics_anew(stack.config, stack.settings, "edits")
 
 
 def test_an_indicator_gives_way_to_another_and_item_partitions_to_more(
@@ -116,11 +106,24 @@ def test_an_indicator_gives_way_to_another_and_item_partitions_to_more(
     assert json.loads(capsys.readouterr().out)["published"]["index"] == f"{stack.names.items}-000002"
     with serving(stack) as url:
         assert stack.ask(url, {"user": user})["items"]  # their history is as of the other configuration
-    wait_for(lambda: stack.group_state() == "Empty", "the end of the session")  # within it nothing new is assigned
     worker.start()
     stack.check_all()
     assert {state for state, _ in served(worker).values()} == {"seed"}
     assert worker.metric("cco_elasticsearch_documents_total", outcome="refused") == 0
     told = [set(document["history"]) for document in stack.documents_of_users().values()]
     assert set().union(*told) == {"purchase", "browse"}
+    assert worker.stop() == 0
+    rows_alone_are_changed(stack, worker)
+
+
+def rows_alone_are_changed(stack: Stack, worker: WorkerProcess) -> None:
+    """`top_k` and `min_llr` are of no epoch: states stay as they are, and whoever starts sends all rows, also empty."""
+    epoch, before = stack.config.epoch, stack.model()
+    reconfigured(stack, stack.toml.replace("top_k = 10", "top_k = 3\nmin_llr = 8.0"))
+    assert stack.config.epoch == epoch
+    worker.start()
+    stack.check_all()
+    assert {state for state, _ in served(worker).values()} == {"local"}
+    after = stack.model()
+    assert before.count(b'"browse":') > 1.2 * after.count(b'"browse":') > 0  # some rows have nothing left
     assert worker.stop() == 0

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import socket
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
-from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from prometheus_client.parser import text_string_to_metric_families
 
 from agents.cli.main import main
-from agents.reports import FRESH
+from agents.health.reports import FRESH
 from tests.kafka.events import generated
+from tests.kafka.test_states import delete_records, not_served, rebuilt, served
 from tests.kafka.world import wait_for
 from tests.stack.conftest import MakeStack
 from tests.stack.serving import serving
@@ -37,6 +37,14 @@ def looking(stack: Stack, capsys: pytest.CaptureFixture[str]) -> Look:
 
 def mode_of(look: Look) -> str:
     return str(look()[1]["mode"])
+
+
+def mode_of_service(url: str) -> str | None:
+    """What a service tells Prometheus of the mode; None before it has looked."""
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=10).text)
+    samples = [s for family in families for s in family.samples if s.name == "cco_system_mode"]
+    assert not samples or sorted(s.value for s in samples) == [0, 0, 1], samples
+    return next((s.labels["mode"] for s in samples if s.value), None)
 
 
 def test_mode_reasons_and_what_to_do(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +78,7 @@ def test_mode_reasons_and_what_to_do(make_stack: MakeStack, capsys: pytest.Captu
     with serving(stack) as url:
         answer = wait_for(lambda: "model_age" in (found := stack.ask(url, {})) and found, "the age of the model")
         assert 0 <= answer["model_age"] < 30
+        assert wait_for(lambda: mode_of_service(url), "the first look of the service", 30) == "kappa"
         worker.kill()
         stack.produce(generated(stack, 100, seed=5))
         told = wait_for(lambda: (found := look()[1])["mode"] != "kappa" and found, "the report to be late", FRESH)
@@ -79,46 +88,60 @@ def test_mode_reasons_and_what_to_do(make_stack: MakeStack, capsys: pytest.Captu
         told = wait_for(lambda: (found := look()[1])["mode"] == "lambda" and found, "mode lambda", 30)
         assert "no worker has told of itself for" in told["why"][0], told["why"]
         assert told["model_age"] > 15
+        wait_for(lambda: mode_of_service(url) == "lambda", "the metric of the service, where no worker is", 30)
         worker.start()
         wait_for(lambda: mode_of(look) == "kappa", "mode kappa again", 60)
         wait_for(lambda: stack.ask(url, {})["model_age"] < 15, "the model to be young again")
 
 
-def test_a_state_that_is_lost_is_lambda_and_says_what_to_do(
+def test_a_log_that_is_kept_for_less_than_an_outage_is_told_and_repaired(
     make_stack: MakeStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stack = make_stack()
-    look = looking(stack, capsys)
-    stack.produce(generated(stack, 1_000, seed=2))
+    """What the state has not seen is deleted, and all of one state is lost: archive and seed bring the worker back."""
+    stack = make_stack(share=True)
+    look, archive = looking(stack, capsys), str(stack.folder / "archive")
+
+    def command(*arguments: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main([*arguments, "--config", str(stack.config_file), "--json"]) == 0, capsys.readouterr()
+        told: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return told
+
+    batches = [generated(stack, number, seed) for seed, number in ((2, 1_500), (3, 800), (4, 300), (5, 300))]
+    stack.produce(batches[0])
     worker = stack.worker("alone")
     stack.settle()
+    seen = stack.log_ends()
+    wait_for(lambda: [of["position"] for of in look()[1]["partitions"][:4]] == seen, "its report")
     worker.kill()
     shutil.rmtree(stack.folder / "state" / "alone" / "interactions-2")
-    end = stack.log_ends()[2]
-    delete(stack, {2: end - 5})
+    stack.produce(batches[1])
+    command("archive", "run", archive, "--once")
+    archived = stack.log_ends()
+    stack.produce(batches[2])
+    delete_records(stack, {source: end - 5 for source, end in enumerate(archived)})
+    why = " ".join(look()[1]["why"])  # with no worker alive
+    assert all(f"interactions-{s} begins at offset {archived[s] - 5}, and was applied up to {seen[s]}" in why
+               for s in range(4)), why  # fmt: skip
     worker.start()
+    wait_for(lambda: set(not_served(worker)) == {0, 1, 2, 3}, "all of it to be refused")
     told = wait_for(
         lambda: (found := look()[1])["mode"] == "lambda" and "not served" in "".join(found["why"]) and found,
         "mode lambda", 60,
     )  # fmt: skip
-    assert any("interactions-2 is not served" in why for why in told["why"]), told["why"]
-    assert any("cco rebuild" in what for what in told["what_to_do"]), told["what_to_do"]
+    assert any("interactions-2 is not served" in reason for reason in told["why"]), told["why"]
+    assert any("--archive URL --tail --publish --seed" in what for what in told["what_to_do"]), told["what_to_do"]
     wait_for(lambda: worker.metric("cco_mode", mode="lambda") == 1, "the metric")
 
-
-def delete(stack: Stack, before: dict[int, int]) -> None:
-    """The records of interactions before these offsets."""
-
-    async def run() -> None:
-        admin = AIOKafkaAdminClient(bootstrap_servers=stack.broker)
-        await admin.start()
-        try:
-            topic = stack.settings.topic("interactions")
-            await admin.delete_records({TopicPartition(topic, p): RecordsToDelete(o) for p, o in before.items()})
-        finally:
-            await admin.close()
-
-    asyncio.run(run())
+    done = command("rebuild", "--archive", archive, "--tail", "--publish", "--seed")
+    assert stack.model() == rebuilt(stack, batches[:3])  # while the worker begins
+    wait_for(lambda: mode_of(look) == "kappa", "mode kappa again", 60)
+    assert served(worker) == {int(source): ("seed", offset) for source, offset in done["offsets"].items()}
+    stack.produce(batches[3])
+    stack.settle()
+    assert stack.model() == rebuilt(stack, batches)
+    told = command("audit", "--archive", archive, "--wait", "20")  # documents of users too
+    assert told["ok"] and told["events"] > 2_800 and told["users"] > 100, told
 
 
 def test_what_is_away_is_part_of_the_answer(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from elasticsearch.helpers import scan
 
 from agents.cli.main import main
-from agents.kafka_log import rebuild_from_log
+from agents.kafka.reading import rebuild_from_log
 from cco.event_data import ItemChange
 from cco.model_file import encode
 from model_sync import elastic_swap
@@ -72,7 +73,7 @@ def test_a_swap_under_live_traffic(make_stack: MakeStack) -> None:
             assert producing.is_alive()
             wait_for(lambda: not producing.is_alive(), "the events")
         assert questioner.failures == []
-        assert questioner.asked > 20
+        assert questioner.asked > 20 and all(found.items for found in questioner.found)
     assert done.index == f"{stack.names.items}-000002"
     assert done.live_share > 0.5  # two workers, one of which has only just come
     stack.check_all()
@@ -102,7 +103,7 @@ def test_published_without_a_worker_and_then_gone_on_with(make_stack: MakeStack)
         done = rebuild(stack, lambda text: stack.change_items(later) if text.startswith("verified") else None)
         assert (done.live_share, done.index) == (0.0, f"{stack.names.items}-000002")
         stack.check()  # what is served has learned of all events, with nobody there to learn
-    assert questioner.failures == []
+    assert questioner.failures == [] and all(found.items for found in questioner.found)
     worker.start()
     stack.check_all()
     stack.produce(generated(stack, 500, seed=6))
@@ -153,17 +154,29 @@ def test_workers_of_another_configuration_keep_away(make_stack: MakeStack) -> No
 def test_a_worker_that_is_slow_to_begin_is_waited_for(
     make_stack: MakeStack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says that it is there, and so is not taken to be gone because it writes nothing for a moment."""
+    """It says that it is there, and so is not taken to be gone because it writes nothing for a moment.
+
+    And it writes what is served no more than before: nothing has changed there.
+    """
     stack = make_stack()
     worker = stack.worker("idle")
     stack.produce(generated(stack, 2_000, seed=13))
     stack.settle()
     wait_for(lambda: stack.mode() == "kappa", "the mode")
     monkeypatch.setattr(elastic_swap, "NOBODY_SECONDS", 0.0)
+    before = _versions(stack, f"{stack.names.items}-000001")
     assert main(["rebuild", "--log", "--publish", "--json", "--config", str(stack.config_file)]) == 0
     assert json.loads(capsys.readouterr().out)["published"]["live_share"] == 1.0
+    assert before == _versions(stack, f"{stack.names.items}-000001")
     stack.check()
     assert worker.stop() == 0
+
+
+def _versions(stack: Stack, index: str) -> dict[str, int]:
+    """How often each document was written."""
+    with stack.client() as client:
+        client.indices.refresh(index=index)
+        return {hit["_id"]: hit["_version"] for hit in scan(client, query={"version": True}, index=index, source=False)}
 
 
 def _all(stack: Stack) -> str:

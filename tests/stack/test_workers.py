@@ -6,24 +6,32 @@ import asyncio
 import json
 import random
 import signal
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from agents.audit import Auditor
-from agents.dead_letter_topic import Choice, list_letters
+from agents.audit.audit import Auditor
+from agents.kafka.dead_letter_topic import Choice, list_letters
 from model_sync.elastic_documents import identity
 from model_sync.elastic_mapping import KINDS, mapping, settings
 from tests.kafka.events import generated
 from tests.kafka.world import WorkerProcess, wait_for
+from tests.model_sync.holding_proxy import HoldingProxy, in_a_thread
 from tests.servers.elasticsearch import ElasticsearchServer, fetch_elasticsearch
 from tests.stack.conftest import MakeStack
+from tests.stack.questions import Questioner
 from tests.stack.serving import serving
 from tests.stack.stack import Stack, changes_of
 
 ITEMS = [f"item-{k}" for k in range(90)]  # some without events, most with
+QUESTIONS = [{"user": f"user-{k}"} for k in range(20)] + [{"item": "item-1", "priors": {"hot": 0.1}}, {}]
+TO_DO = (  # what whoever runs it is told
+    "is it running", "did not answer in time", "`cco index create` makes it", "try again", "its cluster's health",
+)  # fmt: skip
 
 
 def test_every_document_is_as_the_log_says(make_stack: MakeStack) -> None:
@@ -104,20 +112,30 @@ def test_kills_of_two_workers(make_stack: MakeStack) -> None:
     stack.check_all()
 
 
-def test_a_zombie_leaves_nothing_behind(make_stack: MakeStack) -> None:
-    stack = make_stack(share=True, session_timeout="3s")
-    zombie = stack.worker("zombie")
-    wait_for(lambda: zombie.get("/readyz")[0] == 200, "the first worker")
-    with stack.producing(generated(stack, 6_000, seed=7), rate=500):
-        time.sleep(3.0)
-        zombie.signal(signal.SIGSTOP)  # with requests to Elasticsearch on their way, and documents in its queue
-        stack.worker("heir")
-        wait_for(lambda: len((stack.workers["heir"].status() or {}).get("interactions", {})) == 4, "the heir")
-        time.sleep(2.0)
-        zombie.signal(signal.SIGCONT)
-        late = wait_for(lambda: _refused(zombie), "the zombie to find out")
-    assert late
-    stack.check_all()
+def test_a_zombie_leaves_nothing_behind(make_stack: MakeStack, elasticsearch: ElasticsearchServer) -> None:
+    """Nor does a bulk of its own that was on its way when it was stopped, and comes when all is published."""
+    stack, holding = make_stack(share=True, session_timeout="3s"), threading.Event()
+    of_items = f"POST /{stack.names.items}".encode()
+    proxy = HoldingProxy(
+        elasticsearch.address, lambda line: holding.is_set() and not proxy.held and line.startswith(of_items)
+    )
+    with in_a_thread(proxy) as url:
+        zombie = stack.worker("zombie", CCO_ELASTICSEARCH_URLS=url)
+        wait_for(lambda: zombie.get("/readyz")[0] == 200, "the first worker")
+        with stack.producing(generated(stack, 6_000, seed=7), rate=500):
+            time.sleep(3.0)
+            holding.set()
+            wait_for(lambda: proxy.held, "a bulk of the first worker")
+            zombie.signal(signal.SIGSTOP)  # with other requests on their way, too, and documents in its queue
+            stack.worker("heir")
+            wait_for(lambda: len((stack.workers["heir"].status() or {}).get("interactions", {})) == 4, "the heir")
+            time.sleep(2.0)
+            zombie.signal(signal.SIGCONT)
+            late = wait_for(lambda: _refused(zombie), "the zombie to find out")
+        assert late
+        stack.settle()
+        assert set(asyncio.run(proxy.deliver())) == {409}
+        stack.check_all()
 
 
 def _refused(zombie: WorkerProcess) -> bool:
@@ -181,26 +199,44 @@ def test_an_owner_goes_on_after_the_brokers_clock_went_back(make_stack: MakeStac
 
 
 def test_the_node_dies_and_the_index_is_deleted_while_events_flow(make_stack: MakeStack, tmp_path: Path) -> None:
+    """And its aliases are lost, and its disk is full. Questions are answered meanwhile, or fail clearly."""
     with ElasticsearchServer(tmp_path / "node", fetch_elasticsearch(), heap="512m") as node:
         stack = make_stack(url=node.url)
         worker = stack.worker("alone")
-        with stack.producing(generated(stack, 12_000, seed=8), rate=600):
-            stack.change_items(changes_of(ITEMS, 1))
-            wait_for(lambda: worker.metric("cco_patches_sent_total") > 100, "the first patches")
-            node.kill()
-            wait_for(lambda: "Elasticsearch" in worker.get("/readyz")[1], "the worker to say so")
-            stack.change_items(changes_of(ITEMS, 2))
-            node.start()
-            sent = worker.metric("cco_patches_sent_total")
-            wait_for(lambda: worker.metric("cco_patches_sent_total") > sent, "patches to go on")
-            stack.delete_index()
-            wait_for(lambda: worker.get("/readyz")[0] != 200, "the worker to miss the index")
-            stack.create_index()
-        stack.check_all()
-        with stack.client() as client:  # as when the disk is full
-            client.indices.put_settings(index=stack.names.items, settings={"index.blocks.read_only_allow_delete": True})
-            stack.produce(generated(stack, 500, seed=9))
-            wait_for(lambda: "disk" in worker.get("/readyz")[1], "the worker to say so")
-            client.indices.put_settings(index=stack.names.items, settings={"index.blocks.read_only_allow_delete": None})
-        stack.check_all()
+        with serving(stack) as url, Questioner(url, QUESTIONS) as questioner:
+            with stack.producing(generated(stack, 12_000, seed=8), rate=600):
+                stack.change_items(changes_of(ITEMS, 1))
+                wait_for(lambda: worker.metric("cco_patches_sent_total") > 100, "the first patches")
+                node.kill()
+                wait_for(lambda: "Elasticsearch" in worker.get("/readyz")[1], "the worker to say so")
+                stack.change_items(changes_of(ITEMS, 2))
+                node.start()
+                sent = worker.metric("cco_patches_sent_total")
+                wait_for(lambda: worker.metric("cco_patches_sent_total") > sent, "patches to go on")
+                stack.delete_index()
+                wait_for(lambda: worker.get("/readyz")[0] != 200, "the worker to miss the index")
+                stack.create_index()
+                stack.wait_until_answered(url)
+                stack.delete_aliases()
+                wait_for(lambda: "no index is behind the alias" in worker.get("/readyz")[1], "the worker to say so")
+                stack.create_index()
+            stack.check_all()
+            stack.wait_until_answered(url)
+            failures = list(questioner.failures)
+            _are_clear(failures)
+            assert any("is it running" in told for told in failures)
+            assert any("`cco index create` makes it" in told for told in failures)
+            with stack.read_only():  # as when the disk is full
+                stack.produce(generated(stack, 500, seed=9))
+                wait_for(lambda: "disk" in worker.get("/readyz")[1], "the worker to say so")
+                stack.ask(url, {"user": "user-1"})
+            stack.check_all()
+            assert questioner.failures == failures  # what is there can be read all the time
         assert worker.stop() == 0
+
+
+def _are_clear(failures: Sequence[str]) -> None:
+    """Each is a problem of the store, with what to do, and never an internal error."""
+    for told in failures:
+        assert told.startswith("RuntimeError: /recommendations: 503 ") and "urn:cco:problem:store" in told, told
+        assert any(to_do in told for to_do in TO_DO), told

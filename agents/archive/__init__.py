@@ -1,0 +1,1 @@
+"""The archive of the log in Parquet: written, compacted, verified and watched."""

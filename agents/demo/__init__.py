@@ -1,0 +1,1 @@
+"""`cco demo`: its data, its story, and the service at its end."""

@@ -1,0 +1,1 @@
+"""Files as users have them: opened, recognised, read in bounded memory."""

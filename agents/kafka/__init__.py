@@ -1,0 +1,1 @@
+"""What speaks to Kafka: topics, clients, records in and out, and the Faust transport."""

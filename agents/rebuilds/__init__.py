@@ -1,0 +1,1 @@
+"""Batch rebuilds: what they read, where they publish, as a service, and on Spark."""

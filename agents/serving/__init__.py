@@ -1,0 +1,1 @@
+"""`cco serve`: embedded, with an engine of its own, or beside workers."""
