@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from agents.files.arrow import texts_of
 from agents.files.csv_format import find_columns
-from agents.files.streams import InputError
+from agents.files.streams import BLOCK, InputError
 from cco.columns import Coded, Packed
 from cco.events import Columns, EventParser
 from cco.times import MISSING, times_of, times_of_numbers
@@ -36,7 +36,7 @@ def reading(name: str) -> Iterator[None]:
 def open_parquet(name: str, source: str | BinaryIO) -> pa.parquet.ParquetFile:
     """The file; `name` is what errors call it. Raises InputError."""
     with reading(name):
-        file = pa.parquet.ParquetFile(source)
+        file = pa.parquet.ParquetFile(source, pre_buffer=False)  # else all that is read so far stays in memory
         told, of_groups = file.metadata.num_rows, _rows_of_groups(file)
     if told != sum(of_groups) or min(of_groups, default=0) < 0:
         raise InputError(f"{name}: damaged Parquet: it says {told} rows, and its groups of rows say {sum(of_groups)}")
@@ -94,6 +94,9 @@ class ParquetEvents:
             skip -= sizes[groups.pop(0)]
         if not groups:
             return
+        size = sum(self.file.metadata.row_group(group).total_byte_size for group in groups)
+        rows = sum(sizes[group] for group in groups)
+        most = max(1, min(most, BLOCK * rows // max(size, 1)))  # wide rows: fewer of them, as of lines of text
         for batch in batches_of(self.name, self.file, most, groups, list(self.names.values())):
             dropped = min(skip, batch.num_rows)
             skip -= dropped

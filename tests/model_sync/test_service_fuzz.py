@@ -164,12 +164,12 @@ def filled(elasticsearch: ElasticsearchServer) -> Iterator[None]:
 
 
 @QUESTIONS.parametrize()
-@settings(QUICK, max_examples=40)
+@settings(QUICK, max_examples=20)
 def test_so_it_is_on_elasticsearch(filled: None, case: schemathesis.Case) -> None:
     case.call_and_validate(checks=CHECKS)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(questions)
 def test_no_question_is_too_much_for_elasticsearch(filled: None, question: dict[str, Any]) -> None:
     async def ask() -> int:

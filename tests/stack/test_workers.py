@@ -213,9 +213,11 @@ def test_the_node_dies_and_the_index_is_deleted_while_events_flow(make_stack: Ma
                 node.start()
                 sent = worker.metric("cco_patches_sent_total")
                 wait_for(lambda: worker.metric("cco_patches_sent_total") > sent, "patches to go on")
+                found = _indices_found(worker)
                 stack.delete_index()
                 wait_for(lambda: worker.get("/readyz")[0] != 200, "the worker to miss the index")
                 stack.create_index()
+                wait_for(lambda: _indices_found(worker) > found, "the worker to find the new one")
                 stack.wait_until_answered(url)
                 stack.delete_aliases()
                 wait_for(lambda: "no index is behind the alias" in worker.get("/readyz")[1], "the worker to say so")
@@ -233,6 +235,11 @@ def test_the_node_dies_and_the_index_is_deleted_while_events_flow(make_stack: Ma
             stack.check_all()
             assert questioner.failures == failures  # what is there can be read all the time
         assert worker.stop() == 0
+
+
+def _indices_found(worker: WorkerProcess) -> int:
+    """How often it has begun to publish."""
+    return sum(told["message"] == "publishing into" for told in worker.messages())
 
 
 def _are_clear(failures: Sequence[str]) -> None:
