@@ -75,7 +75,7 @@ def is_exact(worker: WorkerProcess) -> bool:
 def test_what_the_section_names_is_there() -> None:
     for path in re.findall(r"\]\((?!#)([^)]+)\)", SECTION) + re.findall(r"`(tests/[\w/.]+)`", SECTION):
         assert (ROOT / path).exists(), path
-    metrics = (ROOT / "agents" / "metrics.py").read_text(encoding="utf-8")
+    metrics = (ROOT / "agents" / "workers" / "metrics.py").read_text(encoding="utf-8")
     for name in re.findall(r"\bcco_(\w+?)(?:_total)?\b", SECTION):
         assert f'"{name}"' in metrics, name
     made = subprocess.run(["make", "--dry-run", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from agents.cli.main import main
+from agents.health import system_mode
 from agents.serving.embedded import BackgroundServer
 from agents.serving.settings import load_serve_settings
 from agents.serving.stack import stack_service
@@ -110,9 +111,10 @@ def test_what_the_section_names_is_there() -> None:
     for path in re.findall(r"\]\((?!#)([^)]+)\)", SECTION) + re.findall(r"`(tests/[\w/.]+)`", SECTION):
         assert (ROOT / path).exists(), path
     registry = CollectorRegistry()
-    ServiceMetrics(registry)
+    ServiceMetrics(registry).follow_model_age(lambda: 1.0)
     known = {family.name for family in registry.collect()}
-    known |= set(re.findall(r'MetricFamily\(\s*"(cco_\w+)"', inspect.getsource(elastic_publishing)))
+    for module in (elastic_publishing, system_mode):
+        known |= set(re.findall(r'MetricFamily\(\s*"(cco_\w+)"', inspect.getsource(module)))
     names = set(re.findall(r"\bcco_(\w+?)(?:_total)?`", SECTION))
     assert len(names) >= 6
     assert {f"cco_{name}" for name in names} <= known
