@@ -17,7 +17,7 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from agents.archive.archive import DAY_MS, Archive, ArchiveError, ArchiveFile, day_of, missing, table_of
+from agents.archive.archive import DAY_MS, Archive, ArchiveError, ArchiveFile, day_of, in_order, missing, table_of
 from agents.archive.compaction import compact, due
 from agents.kafka.client import check_partitions, client_options, kafka_errors
 from agents.kafka.logs import look_at
@@ -341,7 +341,7 @@ class ArchiveAgent:
         self.done.files += 1
         self.done.records += len(records.keys)
         self._tell(Told("archived", partition, file))
-        self._files[partition] = sorted([*self._files[partition], file], key=lambda f: (f.first, -f.last))
+        self._files[partition] = sorted([*self._files[partition], file], key=in_order)
         await self._merge(partition)
 
     async def _persistently(self, partition: int, work: Callable[[], T]) -> T:
@@ -377,7 +377,7 @@ class ArchiveAgent:
             return
         gone = set(done.removed)
         kept = [file for file in self._files[partition] if file not in gone]
-        self._files[partition] = sorted([*kept, *done.made], key=lambda f: (f.first, -f.last))
+        self._files[partition] = sorted([*kept, *done.made], key=in_order)
         self.done.merged += len(gone)
         for file in done.made:
             self._tell(Told("merged", partition, file))

@@ -123,7 +123,7 @@ class Archive:
                 file = ArchiveFile(int(match[1]), int(match[3]), int(match[4]), match[2], entry.get("size") or 0)
                 found.setdefault(file.source, []).append(file)
         for files in found.values():
-            files.sort(key=_in_order)
+            files.sort(key=in_order)
         return dict(sorted(found.items()))
 
     def ends(self, partitions: int) -> dict[int, int]:
@@ -160,12 +160,13 @@ class Archive:
 
         What was archived before files had the id, or from a broker that tells none, is not looked at.
         """
-        for files in found.values():
+        if id is None:
+            return
+        for files in filter(None, found.values()):
             there = None
-            if files:
-                with suppress(FileNotFoundError), self.opened(files[-1]) as file:  # else merged just now
-                    there = _about(file).get("topic_id")
-            if id is not None and there not in (None, id):
+            with suppress(FileNotFoundError), self.opened(files[-1]) as file:  # else merged just now
+                there = _about(file).get("topic_id")
+            if there not in (None, id):
                 raise ArchiveError(
                     f"{self.url}: is the archive of another topic: {files[-1].name} came from the one with id {there},"
                     f" and {topic} has id {id}: it was made anew, or is of another cluster: name another archive"
@@ -327,7 +328,8 @@ def records_of(source: int, table: pa.Table) -> Records:
     return Records(source, keys, values, offsets, times, int(offsets[-1]) + 1 if len(offsets) else 0)
 
 
-def _in_order(file: ArchiveFile) -> tuple[int, int]:
+def in_order(file: ArchiveFile) -> tuple[int, int]:
+    """What a source's files are sorted by: the first offset, the longer one first."""
     return file.first, -file.last
 
 

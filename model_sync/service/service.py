@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from msgspec import UNSET
@@ -71,14 +69,15 @@ class Service:
         given = new_id()
         self.metrics.recommended(hits)
         if _log.isEnabledFor(logging.INFO):
-            fields = {
-                "recommendation_id": given,
-                "items": len(hits),
-                "backfill": sum(hit.score == 0.0 for hit in hits),
-                "milliseconds": round(1e3 * (time.perf_counter() - began), 2),
-            }
-            # once the answer is on its way: who asked need not wait for the line
-            asyncio.get_running_loop().call_soon(partial(_log.info, "recommended", extra=fields))
+            _log.info(
+                "recommended",
+                extra={
+                    "recommendation_id": given,
+                    "items": len(hits),
+                    "backfill": sum(hit.score == 0.0 for hit in hits),
+                    "milliseconds": round(1e3 * (time.perf_counter() - began), 2),
+                },
+            )
         return given, hits
 
     async def accept(self, records: Sequence[Mapping[str, Any]]) -> list[str | None]:
