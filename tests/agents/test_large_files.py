@@ -18,8 +18,8 @@ from agents.files.streams import BLOCK
 from tests.agents.states import child
 
 RECORD, TOGETHER = 1 << 10, 1 << 13  # bytes of a record; records of a group of rows
-SMALL, LARGE = 2 * BLOCK // RECORD, 16 * BLOCK // RECORD  # records
-GROWTH = 4 * BLOCK  # bytes; what a large file has more than a small one is 14 * BLOCK
+SMALL, LARGE = 2 * BLOCK // RECORD, 26 * BLOCK // RECORD  # records
+GROWTH = 8 * BLOCK  # bytes, of which allocators keep up to 7; a large file has 24 * BLOCK more than a small one
 KINDS = ("csv", "csv.gz", "jsonl", "jsonl.gz", "parquet", "parquet.gz")
 
 READ = """

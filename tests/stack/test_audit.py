@@ -121,7 +121,13 @@ def test_states_are_compared_at_their_own_offsets(make_stack: MakeStack, tmp_pat
     stack.produce(generated(stack, 3_000, seed=4))
     stack.settle()
     copies = [SharedCopy(str(stack.folder / "share"), f"interactions-{source}") for source in range(4)]
-    wait_for(lambda: all(copy.newest() for copy in copies), "shared copies")
+    ends = stack.log_ends()
+
+    def shared() -> bool:
+        newest = [copy.newest() for copy in copies]
+        return [copy and copy.offset for copy in newest] == ends
+
+    wait_for(shared, "shared copies of everything")
     assert worker.stop() == 0
     settings = stack.settings.model_copy(update={"share": str(stack.folder / "share")})
     folder = stack.folder / "state" / "alone"
@@ -130,8 +136,7 @@ def test_states_are_compared_at_their_own_offsets(make_stack: MakeStack, tmp_pat
         found = auditor.run(0.0, folders=[folder])
         assert found.ok and len(found.states) == 8, found.states
         assert all(check.problem is None and check.users > 0 and check.offset for check in found.states), found.states
-        ends = stack.log_ends()
-        assert [check.offset for check in found.states[4:]] == ends
+        assert [check.offset for check in found.states] == ends + ends
         (folder / "interactions-1").rename(folder / "interactions-9")
         (folder / "interactions-0").rename(folder / "interactions-1")
         found = auditor.run(0.0, folders=[folder])
