@@ -20,6 +20,7 @@ from agents.kafka.topics import create_topics
 from agents.settings import Settings
 from benchmarks import data
 from benchmarks.measure import Bench, cpu_seconds, status_bytes
+from benchmarks.runner import environment
 from benchmarks.scenario import Result
 from cco.config import Config
 from cco.vocabulary import Vocabulary
@@ -212,6 +213,25 @@ def spread_out(found: Place, names: list[str], sources: int, item_partitions: in
     shares = [len(s["interactions"]) for s in states if s]
     even = len(shares) == len(names) and max(shares) - min(shares) <= 1
     return even and sum(shares) == sources and len(items) == item_partitions and all(e["exact"] for e in items)
+
+
+def side_by_side(bench: Bench, name: str, copies: int) -> Result:
+    """The engine in memory over the log, in processes at once that share nothing but the machine, on a core each."""
+    bench.warm_up(lambda: None)
+    order = {
+        "function": "models.stream", "arguments": {"name": name, "threads": 1}, "cores": 1,
+        "folder": str(bench.folder), "quick": bench.quick, "rehearse": False,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.child", json.dumps(order)]
+    cores = sorted(os.sched_getaffinity(0))[-copies:]
+    children = [
+        subprocess.Popen(["taskset", "-c", str(core), *command], cwd=ROOT, env=environment(1), stdout=subprocess.PIPE)
+        for core in cores
+    ]
+    told = [child.communicate()[0] for child in children]
+    if any(child.returncode for child in children):
+        raise RuntimeError("an engine in memory failed")
+    return {"seconds": max(json.loads(text.strip().splitlines()[-1])["seconds"] for text in told)}
 
 
 def user_agent(bench: Bench, name: str) -> Result:

@@ -23,9 +23,9 @@ from cco.row_counter import MapLike
 from cco.rows import Patches
 from cco.vocabulary import Vocabulary, VocabularyError
 
-REFRESH_ITEMS = 256  # counted in one step when there is nothing else to do
-PUBLISH_ITEMS = 128  # counted between two looks at the clock
-MOST_ITEMS = 1_024  # the same where rows are too old: of a large index that is filled, all may be
+STEP_SECONDS = 0.02  # that counting and encoding rows takes at a time, while events and documents of users wait
+LEAST_ITEMS, MOST_ITEMS = 16, 128  # counted in such a step
+TOO_OLD = 8  # times as many where rows are too old: of a large index that is filled, all may be
 HANDED_ITEMS = 100  # sent once more in one step, to an index that is not yet served
 FACTS_SECONDS, FACTS_SIZED = 0.1, 5.0  # between two looks at how things are, and at how large
 MAX_WAITING = 100_000  # ranges whose latency is still to be told; of more, the latest
@@ -44,6 +44,19 @@ class Claim:
 
     offset: int
     at: int = 0
+
+
+@dataclass(slots=True)
+class Pace:
+    """How many items a step counts: as many as take `STEP_SECONDS`, by what earlier steps took."""
+
+    items: int = MOST_ITEMS
+
+    def took(self, items: int, seconds: float) -> None:
+        """A step counted so many items in that time."""
+        if items:
+            wanted = int(items * STEP_SECONDS / max(seconds, 1e-9))
+            self.items = min(max(wanted, LEAST_ITEMS), MOST_ITEMS, 2 * self.items)
 
 
 class Fate(Enum):
@@ -105,7 +118,7 @@ class ItemPartition:
         self._hands_over = False
         self._to_hand = self._handed = np.empty(0, np.int64)  # items: those still to come, and those of this step
         self.exact = False  # every row in the index is as the model at `inbox.position`
-        self.facts = Facts()
+        self.facts, self.pace = Facts(), Pace()
         self._looked = -FACTS_SECONDS
         self._config = config
 
@@ -183,7 +196,7 @@ class ItemPartition:
             self.hand_over = False
         if self._hands_over and not self.stage.is_due(self._handed):
             self._hand_over()
-        patches = self.stage.publish(now, PUBLISH_ITEMS, MOST_ITEMS)
+        patches = self.stage.publish(now, self.pace.items, TOO_OLD * self.pace.items)
         done: list[Timed] = []
         exact = self.stage.stale_since() if self.stage.due() else math.inf  # before this, all rows are
         while self.waiting and self.waiting[0][0] < exact:
@@ -206,7 +219,7 @@ class ItemPartition:
         """For idle times: count some rows that are out of date, due or not; None when every row is exact."""
         if not self.inbox.countable:
             return None
-        patches = self.stage.refresh(now, REFRESH_ITEMS)
+        patches = self.stage.refresh(now, self.pace.items)
         self.exact = patches is None and not self.handing_over
         self._look(now, at_once=self.exact)
         return patches

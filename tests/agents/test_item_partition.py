@@ -12,7 +12,16 @@ import pytest
 from aiokafka.structs import ConsumerRecord
 
 from agents.workers import item_partition
-from agents.workers.item_partition import EVENT_TIME, Fate, ItemPartition, Taken
+from agents.workers.item_partition import (
+    EVENT_TIME,
+    LEAST_ITEMS,
+    MOST_ITEMS,
+    STEP_SECONDS,
+    Fate,
+    ItemPartition,
+    Pace,
+    Taken,
+)
 from agents.workers.user_partition import SourceLog, UserPartition
 from cco.config import Config, Indicator
 from cco.delivery import claim_message
@@ -95,41 +104,41 @@ class World:
 # -- which events are out ---------------------------------------------------------------------------
 
 
-def test_an_event_whose_row_is_left_due_is_not_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_whose_row_is_left_due_is_not_out() -> None:
     """Neither where the row was exact until that event, nor where the event has made it."""
     for items in (("a", "b"), ("new", "newer"), ("a", "new")):
         world = World()
         world.buy("u1", "a", "b")
         world.filled()
         world.take(world.buy("u2", *items, event_time=70.5), now=1.0)
-        monkeypatch.setattr(item_partition, "PUBLISH_ITEMS", 1)
+        world.items.pace.items = 1
         assert world.items.publish(2.0)[1] == []
         assert len(world.due()) == 1
         assert world.items.publish(3.0)[1] == [(70.5, 2)]
         assert world.items.publish(4.0)[1] == []
 
 
-def test_an_event_with_all_its_rows_out_is_out_while_later_ones_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_with_all_its_rows_out_is_out_while_later_ones_wait() -> None:
     world = World()
     world.buy("u1", "a", "b", "c")
     world.filled()
     world.take(world.buy("u2", "a", "b", "c", event_time=70.5), now=1.0)
     assert world.items.stage.publish(2.0, 100) is not None  # all rows are counted, and nobody has asked yet
     world.take(world.buy("u3", "a", "b", event_time=80.5), now=3.0)
-    monkeypatch.setattr(item_partition, "PUBLISH_ITEMS", 1)
+    world.items.pace.items = 1
     assert world.items.publish(4.0)[1] == [(70.5, 3)]
     assert len(world.due()) == 1
     assert world.items.publish(5.0)[1] == [(80.5, 2)]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_times_are_of_events_with_all_rows_in_patches(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_of_events_with_all_rows_in_patches(seed: int) -> None:
     """Never earlier; at once where no row is due; and within max_staleness where there are always some.
 
     An event is named by its time. It touches the rows of all that its user has.
     """
-    monkeypatch.setattr(item_partition, "PUBLISH_ITEMS", 1)
     rng, world, open_rows = Random(seed), World(), dict[float, set[str]]()
+    world.items.pace.items = 1
     names = [f"i{k}" for k in range(12)]
     for k in range(4):
         world.buy(f"old{k}", *rng.sample(names, 3))
@@ -157,14 +166,14 @@ def test_times_are_of_events_with_all_rows_in_patches(seed: int, monkeypatch: py
     assert early  # also while rows of later events were due
 
 
-def test_another_index_after_an_idle_hour_is_told_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_index_after_an_idle_hour_is_told_in_portions() -> None:
     """`max_staleness` is over for no row: each was exact until now."""
     world = World()
     world.buy("u1", "a", "b", "c", "d", "e")
     world.buy("u2", "a", "b", "c", "d", "e")
     world.buy("u3", "f")
     world.filled()
-    monkeypatch.setattr(item_partition, "PUBLISH_ITEMS", 2)
+    world.items.pace.items = 2
     world.items.send_all = True
     patches, _ = world.items.publish(3600.0)
     assert patches is not None and len(set(patches.rows.item.tolist())) == 2
@@ -200,6 +209,19 @@ def test_another_index_beside_the_first_is_handed_every_row_in_portions(monkeypa
     again = set(world.items.items.names(np.unique(patches.rows.item[patches.again]).tolist()))
     changed = set(world.items.items.names(np.unique(patches.rows.item[~patches.again]).tolist()))
     assert "b" in again and changed >= {"a", "f"}
+
+
+@pytest.mark.parametrize("seconds_of_a_row", [0.00001, 0.0002, 0.0005, 0.002])
+def test_events_wait_for_a_step_no_longer_than_they_should(seconds_of_a_row: float) -> None:
+    """Where the least number of rows takes less than that, at all; and steps are not shorter than they need be."""
+    pace = Pace()
+    for _ in range(10):
+        pace.took(pace.items, pace.items * seconds_of_a_row)
+    seconds = pace.items * seconds_of_a_row
+    assert seconds <= STEP_SECONDS or pace.items == LEAST_ITEMS
+    assert seconds > STEP_SECONDS / 2 or pace.items == MOST_ITEMS
+    pace.took(0, 1.0)  # nothing was due
+    assert pace.items * seconds_of_a_row == seconds
 
 
 # -- messages ---------------------------------------------------------------------------------------
