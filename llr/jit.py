@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+import numba.experimental.function_type  # it registers types: see below
+
+# numba looks types of arguments up in a table, and a lookup fails if another thread adds to that table meanwhile
+# ("dictionary changed size during iteration"). That module is the one that numba would import, and so register, in
+# whichever thread calls the first kernel.
 
 F = TypeVar("F", bound=Callable[..., Any])
 

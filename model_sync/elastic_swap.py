@@ -49,6 +49,7 @@ NOBODY_SECONDS = 5.0  # without a document of theirs, after which no agent is ta
 SILENT_SECONDS = 60.0  # the same, as long as some say that they are
 STANDSTILL_SECONDS = 10.0  # after which those that write have taken over all that they will
 TAKE_OVER_SECONDS = 900.0  # at most
+LATE_SECONDS = 3.0  # in which an index is made, asked for by somebody who did not wait for the answer
 LOOK_SECONDS = 0.5
 
 _LOST = "this rebuild is over: another one has set it aside, or its index was deleted; nothing of it was published"
@@ -231,8 +232,19 @@ class Rebuilding:
             self._heart.join()
         if self.index and not self._is_published:
             with suppress(ApiError, TransportError):
-                if self._is_made or self._is_ours():  # an answer that nobody waited for may have made it
+                if self._is_made or self._came_late():
                     self._remove(self.index)
+
+    def _came_late(self) -> bool:
+        """Whether a request that was interrupted has made the index after all, or makes it now."""
+        end = time.monotonic() + LATE_SECONDS
+        while True:
+            try:
+                return self._is_ours()
+            except NotFoundError:
+                if time.monotonic() > end:
+                    return False
+            time.sleep(LOOK_SECONDS)
 
     # -- publishing ---------------------------------------------------------------------------------
 

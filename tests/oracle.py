@@ -81,8 +81,9 @@ class Oracle:
             self.users[user] = {name: {} for name in self.config.indicators}
             self.partition[user] = partition_of(user, self.config.retention.source_partitions)
         p = self.partition[user]
-        self.watermarks[p] = max(self.watermarks[p], time)
-        self._expire_all()
+        if time > self.watermarks[p]:
+            self.watermarks[p] = time
+            self._expire_all()
         if type == "$delete":
             for history in self.users[user].values():
                 history.clear()
@@ -95,7 +96,7 @@ class Oracle:
         for name, indicator in self.config.indicators.items():
             if type in indicator.removed_by:
                 self.users[user][name].pop(item, None)
-        self._expire_all()
+        self._expire(user)  # for nobody else anything has changed
 
     def _too_old(self, user: str, time: int) -> bool:
         """Outside the windows on arrival; what the primary brought has made the user a member or not by now."""
@@ -117,13 +118,15 @@ class Oracle:
         return len(self.users[user][self.config.primary]) >= self.config.retention.min_primary
 
     def _expire_all(self) -> None:
-        window, visitor_window = self.config.retention.window, self.config.retention.visitor_window
         for user in self.users:
-            self._expire(user, window)
-            if not self.in_u(user):
-                self._expire(user, visitor_window)
+            self._expire(user)
 
-    def _expire(self, user: str, window: int | None) -> None:
+    def _expire(self, user: str) -> None:
+        self._drop_older(user, self.config.retention.window)
+        if not self.in_u(user):
+            self._drop_older(user, self.config.retention.visitor_window)
+
+    def _drop_older(self, user: str, window: int | None) -> None:
         if window is None:
             return
         oldest = self.watermarks[self.partition[user]] - window

@@ -349,7 +349,7 @@ def test_killed_at_any_time_it_archives_each_record_once(
     for _ in range(LIVES):
         runner = Runner(config_file, archive.url, log)
         try:
-            for _ in range(rng.randrange(1, 8)):
+            for _ in range(rng.randrange(1, 5)):
                 send()
                 wait_for(lambda: done() == sent, "what was sent")
             there = set(folder.rglob("*"))
@@ -378,7 +378,7 @@ def test_two_at_a_time_do_no_harm_and_small_files_are_merged_on_the_way(
     heard: list[Told] = []
 
     async def run() -> None:
-        agents = [ArchiveAgent(config, settings, archive, every=0.02, tell=heard.append) for _ in range(2)]
+        agents = [ArchiveAgent(config, settings, archive, every=0.0, tell=heard.append) for _ in range(2)]
         running = [asyncio.ensure_future(agent.run()) for agent in agents]
         for k in range(0, 1200, 20):
             await asyncio.to_thread(write, settings, [message for message, _, _ in told[k : k + 20]])
@@ -411,7 +411,7 @@ def test_while_the_place_cannot_be_written_it_waits_and_goes_on(
         archived(config, settings, archive)
 
     async def run() -> Archived:
-        agent = ArchiveAgent(config, settings, archive, every=0.02, tell=heard.append)
+        agent = ArchiveAgent(config, settings, archive, every=0.0, tell=heard.append)
         running = asyncio.ensure_future(agent.run())
         async with asyncio.timeout(60):
             while not any(t.problem for t in heard):

@@ -24,7 +24,7 @@ from tests.shared import FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("CCO_CRASH_SEED", "20261122"))
-KILLS = 6  # of each configuration
+KILLS = 5  # of each configuration
 LONGEST = 1.5  # seconds that a run lives which is killed by the clock: it may not have begun yet
 MOST = 3_000_000  # bytes of commits after which a run is killed otherwise
 TICK = 0.002  # seconds between two looks at a run
@@ -184,7 +184,7 @@ def test_a_replay_that_is_killed_again_and_again_ends_with_the_model_of_the_batc
         print(f"kill {kills}: {killed or 'came to its end'}: {at:,} of {total:,} records, {applied:,} events")
         assert at >= before
         places.add(at)
-    assert len(places - {0, total}) >= KILLS // 3, "the kills missed the stream"
+    assert len(places - {0, total}) >= 2, "the kills missed the stream"
     report = run(*replay, "--model", tmp_path / "stream.jsonl")
     assert (report["events"], report["rejected"]) == (batch["events"], batch["rejected"])
     assert (report["resumed_records"], sum(report["applied"])) == (at, batch["events"])

@@ -347,13 +347,13 @@ def learning() -> Iterator[None]:
 
 
 @OPEN.parametrize()
-@settings(max_examples=40, **QUICK)  # type: ignore[arg-type]
+@settings(max_examples=25, **QUICK)  # type: ignore[arg-type]
 def test_doors_are_as_the_openapi_says(learning: None, case: schemathesis.Case) -> None:
     assert case.call_and_validate(checks=CHECKS).status_code != DEFECT
 
 
 @LOCKED.parametrize()
-@settings(max_examples=40, **QUICK)  # type: ignore[arg-type]
+@settings(max_examples=25, **QUICK)  # type: ignore[arg-type]
 def test_doors_with_keys_too(learning: None, case: schemathesis.Case) -> None:
     """Each key has its turn; what it may not do is refused as the OpenAPI says."""
     key = (READ, WRITE, BOTH, None, "unknown-0123456789")[zlib.crc32(repr((case.query, case.body)).encode()) % 5]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from agents.kafka.reading import Ends, rebuild_from_log
 from agents.rebuilds.sources import Rebuilt
@@ -91,9 +89,10 @@ def test_all_state_is_lost_and_the_log_has_lost_its_beginning(make_world: MakeWo
     assert worker.stop() == 0
 
 
+ANOTHER_CAP = CONFIG.replace("user_cap = 20", "user_cap = 7")
 CHANGES = {
-    "a cap": CONFIG.replace("user_cap = 20", "user_cap = 7"),
-    "sampling": CONFIG.replace('sampling = "recent"\nwindow = "60d"', 'sampling = "uniform"\nseed = 5'),
+    "a cap": ANOTHER_CAP,
+    "a cap and sampling": ANOTHER_CAP.replace('sampling = "recent"\nwindow = "60d"', 'sampling = "uniform"\nseed = 5'),
 }
 
 
@@ -136,22 +135,20 @@ def test_what_decides_retention_is_changed_and_changed_back(make_world: MakeWorl
     shares = [SharedCopy(str(world.folder / "share"), f"interactions-{source}") for source in range(4)]
     ends = world.log_ends()
     wait_for(lambda: [copy.offset for s in shares if (copy := s.newest())] == ends, "copies of all of it")
-    offsets: dict[int, int] = {}
-    for number, toml in enumerate(CHANGES.values(), 1):
-        assert worker.stop() == 0
-        reconfigured(world, toml)
-        world.produce(generated(world, 500, seed=81 + number))
-        worker.start()
-        refused(worker, "was made with another configuration", "`cco rebuild --seed`")
-        assert worker.metric("cco_rows_counted_total") == 0
-        early = half_of_the_seeds(world, worker) if number == 1 else {}
-        offsets = seeds_of(world, served=early) | early
-        world.produce(generated(world, 500, seed=91 + number))
-        world.settle()
-        assert served(worker) == {source: ("seed", offset) for source, offset in offsets.items()}
-        world.check()
-        asides = sorted(path.name for path in folder_of(world, 0).parent.glob("interactions-0.outdated-*"))
-        assert asides == [f"interactions-0.outdated-{k}" for k in range(1, number + 1)]
+    assert worker.stop() == 0
+    reconfigured(world, CHANGES["a cap and sampling"])
+    world.produce(generated(world, 500, seed=82))
+    worker.start()
+    refused(worker, "was made with another configuration", "`cco rebuild --seed`")
+    assert worker.metric("cco_rows_counted_total") == 0
+    early = half_of_the_seeds(world, worker)
+    offsets = seeds_of(world, served=early) | early
+    world.produce(generated(world, 500, seed=92))
+    world.settle()
+    assert served(worker) == {source: ("seed", offset) for source, offset in offsets.items()}
+    world.check()
+    asides = sorted(path.name for path in folder_of(world, 0).parent.glob("interactions-0.outdated-*"))
+    assert asides == ["interactions-0.outdated-1"]
 
     # the copies of the first one are still there: from them it goes on
     assert worker.stop() == 0
@@ -163,41 +160,26 @@ def test_what_decides_retention_is_changed_and_changed_back(make_world: MakeWorl
     assert worker.stop() == 0
 
 
-def cco(world: World, *arguments: str) -> dict[str, Any]:
-    """What a command says with --json."""
-    command = [sys.executable, "-m", "agents", *arguments, "--config", str(world.config_file), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
-
-
 def test_the_command_and_two_workers(make_world: MakeWorld) -> None:
-    """One has lost its state; the other's is newer than the seeds, and it keeps to its own."""
+    """One has no state; the other's is as new as the seeds, and it keeps to its own."""
     world = make_world(share=True, session_timeout="3s")
-    workers = [world.worker("a"), world.worker("b")]
+    seeds_alone = {"CCO_SHARE_EVERY": "1d"}  # no copies of states
+    old = world.worker("old", **seeds_alone)
     world.produce(generated(world, 2_000, seed=101))
     world.settle()
-    for worker in workers:
-        worker.kill()
-    shutil.rmtree(world.folder / "share")
-    told = cco(world, "rebuild", "--log", "--seed")["seeds"]
+    old.kill()
+    told = world.cco("rebuild", "--log", "--seed")["seeds"]
     ends = world.log_ends()
     assert {int(s): seed["offset"] for s, seed in told["partitions"].items()} == dict(enumerate(ends))
     assert all(Path(seed["file"]).stat().st_size == seed["bytes"] for seed in told["partitions"].values())
-    again = cco(world, "rebuild", "--log", "--seed")["seeds"]  # nothing is newer
+    again = world.cco("rebuild", "--log", "--seed")["seeds"]  # nothing is newer
     assert not any(seed["written"] for seed in again["partitions"].values())
-    shutil.rmtree(world.folder / "state" / "a")
-    kept = world.folder / "state" / "b"
-    had = {int(path.name.removeprefix("interactions-")) for path in kept.glob("interactions-?")}
     world.produce(generated(world, 1_000, seed=102))
-    for worker in workers:
-        worker.start()
+    old.start()
+    new = world.worker("new", **seeds_alone)
+    wait_for(lambda: served(new), "work for the new one")
     world.settle()
     world.check()
-    a, b = ({source: state for source, (state, _) in served(worker).items()} for worker in workers)
-    assert set(a.values()) <= {"seed"}, a
-    assert all(state == "seed" or source in had for source, state in b.items()), b
-    assert "seed" in {*a.values(), *b.values()} and set(b.values()) <= {"seed", "local"}
-    for worker in workers:
-        assert worker.stop() == 0
+    of_new, of_old = ({state for state, _ in served(worker).values()} for worker in (new, old))
+    assert of_new == {"seed"} and of_old <= {"seed", "local"}, (of_new, of_old)
+    assert [worker.stop() for worker in (new, old)] == [0, 0]

@@ -158,7 +158,9 @@ def test_each_state_that_does_not_fit_is_refused_and_left_alone(
     wait_for(lambda: served(worker) == {0: ("new", 0)}, "the first of them to be served")
     code, _, said = topics_check(world, capsys)
     assert code == 0 and f"{folders[0].parent}: a worker has it open, and its /readyz says" in said, said
-    worker.kill()
+    end = world.log_ends()[0]
+    wait_for(lambda: positions(worker) == {0: end}, "its events to be applied")
+    assert worker.stop() == 0
     code, told, _ = topics_check(world, capsys)
     assert (code, told["ok"], told["states"], len(told["problems"])) == (1, False, 8, 7), told
     for source, problem in enumerate(told["problems"], 1):
@@ -167,14 +169,14 @@ def test_each_state_that_does_not_fit_is_refused_and_left_alone(
     assert [records_in(folder) for folder in folders[5:]] == records
     for folder in folders[1:]:
         shutil.rmtree(folder)
-    worker.start()
+    check_other_counts_are_refused(world)
+    worker = with_more_item_partitions(world)
     world.settle()
     world.check()
-    assert all(served(worker)[source] == ("new", 0) for source in range(1, 8))
+    assert served(worker) == {0: ("local", end)} | dict.fromkeys(range(1, 8), ("new", 0))
     assert worker.is_ready() and worker.metric("cco_mode", mode="kappa") == 1
     assert worker.stop() == 0
-    check_other_counts_are_refused(world)
-    check_more_item_partitions(world)
+    check_a_topic_made_anew(world, worker)
 
 
 def topics_check(world: World, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any], str]:
@@ -197,7 +199,7 @@ def check_other_counts_are_refused(world: World) -> None:
     assert "has 1 partition, and the settings say item_partitions = 3" in said[1]
 
 
-def check_more_item_partitions(world: World) -> None:
+def with_more_item_partitions(world: World) -> WorkerProcess:
     """Topics are made anew, as the refusal says: the states of users are good for any number of item partitions.
 
     The worker was a member of its group a moment ago, and its session is far from over: it is given both partitions.
@@ -209,9 +211,23 @@ def check_more_item_partitions(world: World) -> None:
     assert world.group_state() == "Empty"
     worker = world.worker("alone", "--item-partitions", "2")
     world.produce(generated(world, 1_000, seed=60))
+    return worker
+
+
+def check_a_topic_made_anew(world: World, worker: WorkerProcess) -> None:
+    """It has more records than the states have read of the one before it."""
+    before = world.log_ends()
+    make_topics_anew(world.config, world.settings, "interactions", "patches")
+    world.produce(generated(world, 8_000, seed=62))
+    assert all(end > read for end, read in zip(world.log_ends(), before, strict=True))
+    worker.start()
+    wait_for(lambda: len(not_served(worker)) == 8, "all of them to be refused")
+    topic = world.settings.topic("interactions")
+    assert all(f"is of another topic {topic} (id " in reason for reason in not_served(worker).values())
+    shutil.rmtree(world.folder / "state" / "alone")  # as it says, and the worker sees it by itself
     world.settle()
     world.check()
-    assert all(offset > 0 for _, offset in served(worker).values())
+    assert served(worker) == dict.fromkeys(range(8), ("new", 0))
 
 
 def test_a_lost_state_comes_from_the_shared_copy(make_world: MakeWorld) -> None:
@@ -288,7 +304,7 @@ def test_a_full_disk_ends_the_worker_and_loses_nothing(make_world: MakeWorld) ->
         world.settle()
         ends = world.log_ends()
         fill(worker, True)
-        world.produce(generated(world, 20_000, seed=56, users=8_000))
+        world.produce(generated(world, 10_000, seed=56, users=8_000))
         assert worker.wait() == 1
         (reason,) = [str(m["reason"]) for m in worker.messages() if m["message"] == "the worker stops"]
         assert "full" in reason and "the state stays at its last commit; make room" in reason, reason
@@ -356,24 +372,6 @@ def test_a_log_whose_beginning_is_gone(make_world: MakeWorld) -> None:
     assert f"{ends[1] - 5 - position} records are gone that it has not seen" in reasons[1], reasons
     wait_for(lambda: positions(worker) == {2: ends[2], 3: ends[3]}, "the others to go on")
     assert worker.metric("cco_mode", mode="lambda") == 1 and worker.get("/readyz")[0] == 503
-
-
-def test_a_topic_made_anew_that_has_more_records_than_the_state_has_read(make_world: MakeWorld) -> None:
-    world = make_world()
-    worker = world.worker("alone")
-    world.produce(generated(world, 1_000, seed=61))
-    world.settle()
-    assert worker.stop() == 0
-    make_topics_anew(world.config, world.settings, "interactions", "patches")
-    world.produce(generated(world, 2_000, seed=62))
-    worker.start()
-    wait_for(lambda: len(not_served(worker)) == 4, "all of them to be refused")
-    topic = world.settings.topic("interactions")
-    assert all(f"is of another topic {topic} (id " in reason for reason in not_served(worker).values())
-    shutil.rmtree(world.folder / "state" / "alone")  # as it says, and the worker sees it by itself
-    world.settle()
-    world.check()
-    assert served(worker) == dict.fromkeys(range(4), ("new", 0))
 
 
 def positions(worker: WorkerProcess) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""Between Kafka and the agents: whole fetches, rebalances in mid-stream, ends and restarts, TLS and SASL."""
+"""Between Kafka and the agents: what of Faust we lean on, TLS and SASL, rebalances in mid-stream."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from agents.workers.worker import Worker
 from cco.config import Config
 from cco.delivery import claim_message
 from tests.kafka.events import CONFIG, generated
+from tests.kafka.flow import Flow
 from tests.kafka.world import MakeWorld, WorkerProcess, World, wait_for
 from tests.servers.kafka import KafkaServer, fetch_kafka
 
@@ -95,55 +96,12 @@ def test_our_consumer_is_the_one_that_faust_makes() -> None:
     assert isinstance(app.tables, NoTables)  # with Faust's own a worker begins a second later
 
 
-# -- fetches, ends and restarts -------------------------------------------------------------------------
-
-
-def first_event(worker: WorkerProcess) -> None:
-    """Wait until a worker, just started, has applied an event."""
-
-    def applied() -> bool:
-        sources = (worker.status() or {}).get("interactions", {}).values()
-        return any(source["position"] > source["began_at"] for source in sources)
-
-    wait_for(applied, "the first event")
-
-
-def test_whole_fetches_and_restarts_without_a_session(
-    make_world: MakeWorld, capsys: pytest.CaptureFixture[str]
-) -> None:
-    world = make_world(session_timeout="100s")  # a restart that waited for it would be seen
-    world.produce(generated(world, 30_000, seed=31))
-    worker = world.worker("alone")
-    world.settle()
-    topic = world.settings.topic("interactions")
-    events, records = (worker.metric(f"cco_fetch_records_{what}", topic=topic) for what in ("count", "sum"))
-    assert records == sum(world.log_ends()) == worker.metric("cco_events_applied_total")  # each once
-    assert records / events > 1_000, f"{records:,.0f} records in {events:,.0f} events of Faust's"
-    world.check()
-
-    def restart(how: Callable[[], object]) -> float:
-        how()
-        world.produce(generated(world, 500, seed=32))
-        began = time.monotonic()
-        worker.start()
-        first_event(worker)
-        return time.monotonic() - began
-
-    graceful, killed = restart(worker.stop), restart(worker.kill)
-    world.settle()
-    world.check()
-    with capsys.disabled():
-        print(f"\n{records:,.0f} interactions in {events:.0f} events; with a session timeout of 100 s the first event")
-        print(f"came {graceful:.1f} s after a graceful stop and start, {killed:.1f} s after SIGKILL and start")
-    assert graceful < 20 and killed < 20
-
-
 # -- TLS and SASL ---------------------------------------------------------------------------------------
 
 
-def refused(world: World, **environment: str) -> str:
+def refused(world: World, name: str, **environment: str) -> str:
     """What a worker that cannot start says, in one line; what the client logs comes before."""
-    worker = world.worker("refused", **environment)
+    worker = world.worker(name, **environment)
     assert worker.wait() == 2
     lines = worker.log.read_text().splitlines()
     assert all(line.startswith("{") for line in lines[:-1]), lines
@@ -158,59 +116,51 @@ def check_worker(world: World) -> None:
     world.check()
 
 
-def test_sasl(make_world: MakeWorld, tmp_path: Path) -> None:
-    users = 'username="broker" password="of the broker" user_broker="of the broker" user_learner="of the learner"'
-    settings = {
-        "listener.security.protocol.map": "CLIENTS:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "sasl.enabled.mechanisms": "PLAIN",
-        "sasl.mechanism.inter.broker.protocol": "PLAIN",
-        "listener.name.clients.plain.sasl.jaas.config":
-            f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};",
-    }  # fmt: skip
-    security = {
-        "security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_username": "learner",
-        "sasl_password": "of the learner",
-    }  # fmt: skip
-    with KafkaServer(tmp_path / "kafka", fetch_kafka(), settings=settings) as server:
-        world = make_world(broker=server.bootstrap, security=security)
-        said = refused(world, CCO_SASL_PASSWORD="a wrong one")
-        assert said.startswith(f"cco: error: Kafka at {server.bootstrap} refused the login of learner"), said
-        assert "a wrong one" not in said
-        check_worker(world)
-        assert "of the learner" not in world.workers["alone"].log.read_text()
-        world.close()
-
-
-def test_tls(make_world: MakeWorld, tmp_path: Path) -> None:
+def test_tls_and_sasl(make_world: MakeWorld, tmp_path: Path) -> None:
     store, certificate = tmp_path / "broker.p12", tmp_path / "broker.pem"
     of_store = ["-alias", "broker", "-keystore", str(store), "-storetype", "PKCS12", "-storepass", "secret"]
     names = ["-dname", "CN=broker", "-ext", "SAN=ip:127.0.0.1", "-keyalg", "EC"]
     subprocess.run(["keytool", "-genkeypair", *of_store, *names], check=True, capture_output=True)
     export = subprocess.run(["keytool", "-exportcert", "-rfc", *of_store], check=True, capture_output=True)
     certificate.write_bytes(export.stdout)
+    users = 'username="broker" password="of the broker" user_broker="of the broker" user_learner="of the learner"'
     settings = {
-        "listener.security.protocol.map": "CLIENTS:SSL,CONTROLLER:PLAINTEXT",
+        "listener.security.protocol.map": "CLIENTS:SASL_SSL,CONTROLLER:PLAINTEXT",
         "ssl.keystore.location": str(store), "ssl.keystore.type": "PKCS12", "ssl.keystore.password": "secret",
         "ssl.truststore.location": str(certificate), "ssl.truststore.type": "PEM",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "sasl.mechanism.inter.broker.protocol": "PLAIN",
+        "listener.name.clients.plain.sasl.jaas.config":
+            f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};",
     }  # fmt: skip
-    security = {"security_protocol": "SSL", "ssl_cafile": str(certificate)}
+    security = {
+        "security_protocol": "SASL_SSL", "ssl_cafile": str(certificate), "sasl_mechanism": "PLAIN",
+        "sasl_username": "learner", "sasl_password": "of the learner",
+    }  # fmt: skip
     with KafkaServer(tmp_path / "kafka", fetch_kafka(), settings=settings) as server:
         world = make_world(broker=server.bootstrap, security=security)
-        said = refused(world, CCO_SSL_CAFILE=ssl.get_default_verify_paths().cafile or str(tmp_path))
+        said = refused(world, "tls-refused", CCO_SSL_CAFILE=ssl.get_default_verify_paths().cafile or str(tmp_path))
         assert said.startswith(f"cco: error: Kafka at {server.bootstrap}: TLS failed while checking topics"), said
+        said = refused(world, "sasl-refused", CCO_SASL_PASSWORD="a wrong one")
+        assert said.startswith(f"cco: error: Kafka at {server.bootstrap} refused the login of learner"), said
+        assert "a wrong one" not in said
         check_worker(world)
+        assert "of the learner" not in world.workers["alone"].log.read_text()
         world.close()
+        server.kill()
 
 
-def test_sasl_goes_over_tls() -> None:
-    values: dict[str, Any] = {
-        "security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512", "sasl_username": "u", "sasl_password": "p",
-    }  # fmt: skip
+@pytest.mark.parametrize("protocol", ["SSL", "SASL_PLAINTEXT", "SASL_SSL"])
+def test_faust_is_told_of_tls_and_sasl(protocol: str) -> None:
+    values: dict[str, Any] = {"security_protocol": protocol}
+    if protocol != "SSL":
+        values |= {"sasl_mechanism": "SCRAM-SHA-512", "sasl_username": "u", "sasl_password": "p"}
     app = Worker(Config(), Settings(**values)).app
     options = driver.credentials_to_aiokafka_auth(app.conf.broker_credentials, app.conf.ssl_context)
-    assert (options["security_protocol"], options["sasl_mechanism"]) == ("SASL_SSL", "SCRAM-SHA-512")
-    assert (options["sasl_plain_username"], options["sasl_plain_password"]) == ("u", "p")
-    assert isinstance(options["ssl_context"], ssl.SSLContext)
+    assert options["security_protocol"] == protocol
+    told = [options.get(f"sasl_{name}") for name in ("mechanism", "plain_username", "plain_password")]
+    assert told == ([None] * 3 if protocol == "SSL" else ["SCRAM-SHA-512", "u", "p"])
+    assert isinstance(options.get("ssl_context"), ssl.SSLContext) == protocol.endswith("SSL")
 
 
 # -- another member of the group ------------------------------------------------------------------------
@@ -274,17 +224,20 @@ def lag(world: World, worker: WorkerProcess) -> int:
 
 
 def test_rebalances_in_mid_stream_lose_nothing_and_hold_up_no_stop(make_world: MakeWorld) -> None:
-    world = make_world(session_timeout="3s")
+    world = make_world(session_timeout="2s")
     worker = world.worker("alone")
     wait_for(worker.is_ready, "the worker")
     before = worker.metric("cco_rebalances_total")
-    with world.producing(generated(world, 10_000, seed=33), rate=1_200) as producing:
-        while producing.is_alive():
-            with member(world) as other:
-                assert other.join() > 0
+
+    def enough_joined_and_left() -> bool:
+        with member(world) as other:
+            assert other.join() > 0
+        return worker.metric("cco_rebalances_total") - before >= 6
+
+    with Flow(world, seed=33, users=300, items=80, pace=1_000.0).flowing(1_200):
+        wait_for(enough_joined_and_left, "six rebalances")
     world.settle()
     world.check()
-    assert worker.metric("cco_rebalances_total") - before >= 6
     assert worker.metric("cco_events_applied_total") >= sum(world.log_ends())  # in one life
     check_fenced(world, worker)
 

@@ -7,11 +7,13 @@ import json
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from agents.kafka.client import client_options
@@ -26,18 +28,45 @@ from tests.kafka.world import MakeWorld, WorkerProcess, World, wait_for
 from tests.servers.kafka import KafkaServer
 
 
-def test_one_worker_publishes_the_batch_model(make_world: MakeWorld) -> None:
-    world = make_world()
+def test_one_worker_publishes_the_batch_model(make_world: MakeWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    world = make_world(session_timeout="100s")  # a restart that waited for it would be seen
+    world.produce(generated(world, 12_000, seed=31))
     worker = world.worker("alone")
-    world.produce(generated(world, 4_000, seed=1))
     world.settle()
+    fetches = check_whole_fetches(world, worker)
     world.produce(generated(world, 500, seed=9))  # to be told as events: what came before may have been told by a fill
     world.settle()
     world.check()
     assert worker.get("/readyz")[0] == 200
     check_metrics(world, worker)
     check_one_worker_a_folder(world)
-    assert worker.stop() == 0
+    graceful, killed = restarted(world, worker, worker.stop), restarted(world, worker, worker.kill)
+    world.settle()
+    world.check()
+    with capsys.disabled():
+        print(f"\n{fetches}; with a session timeout of 100 s the first event")
+        print(f"came {graceful:.1f} s after a graceful stop and start, {killed:.1f} s after SIGKILL and start")
+    assert graceful < 20 and killed < 20
+
+
+def check_whole_fetches(world: World, worker: WorkerProcess) -> str:
+    """All that there was came in few pieces, and once; answers this in words."""
+    topic = world.settings.topic("interactions")
+    events, records = (worker.metric(f"cco_fetch_records_{what}", topic=topic) for what in ("count", "sum"))
+    said = f"{records:,.0f} interactions in {events:,.0f} events of Faust's"
+    assert records == sum(world.log_ends()) == worker.metric("cco_events_applied_total")
+    assert records / events > 1_000, said
+    return said
+
+
+def restarted(world: World, worker: WorkerProcess, end: Callable[[], int | None]) -> float:
+    """Seconds from its start to the first event, after it was ended."""
+    assert not end()
+    world.produce(generated(world, 500, seed=32))
+    began = time.monotonic()
+    worker.start()
+    wait_for(lambda: _works(world, worker.name), "the first event")
+    return time.monotonic() - began
 
 
 def check_metrics(world: World, worker: WorkerProcess) -> None:
@@ -61,38 +90,50 @@ def check_one_worker_a_folder(world: World) -> None:
     assert "state/alone: is in use by another worker: give this one a --name and a --state of its own" in said
 
 
+KILLS = 5  # in each of the tests of them; the soak has more
+
+
+def at_any_moment(world: World, name: str, moments: random.Random, working: bool) -> None:
+    """Return while a worker that was started just now starts, or, `working`, a moment after it has begun to work."""
+    if working:
+        wait_for(lambda: _works(world, name), f"{name} to work")
+    time.sleep(moments.uniform(0.0, 1.0 if working else 2.5))
+
+
+def _works(world: World, name: str) -> bool:
+    sources = (world.workers[name].status() or {}).get("interactions", {}).values()
+    return any(source["position"] > source["began_at"] for source in sources)
+
+
 def test_kills_of_one_worker_lose_and_repeat_nothing(make_world: MakeWorld) -> None:
     world, moments = make_world(item_partitions=2), random.Random(5)
     worker = world.worker("only")
-    with world.producing(generated(world, 12_000, seed=2), rate=400) as producing:
-        kills = 0
-        while producing.is_alive() or kills < 6:
-            time.sleep(moments.uniform(0.2, 7.0))
+    with Flow(world, seed=2, users=300, items=80, pace=2_000.0).flowing(400):
+        for kill in range(KILLS):
+            at_any_moment(world, "only", moments, working=kill % 2 == 0)
             worker.kill()
-            kills += 1
             worker.start()
     world.settle()
     world.check()
 
 
 def test_kills_of_two_workers(make_world: MakeWorld) -> None:
-    world, moments = make_world(item_partitions=2, share=True, session_timeout="3s"), random.Random(6)
+    world, moments = make_world(item_partitions=2, share=True, session_timeout="2s"), random.Random(6)
     workers = [world.worker("a"), world.worker("b")]
-    with world.producing(generated(world, 12_000, seed=3), rate=400) as producing:
-        kills = 0
-        while producing.is_alive() or kills < 6:
-            time.sleep(moments.uniform(0.2, 7.0))
-            worker = moments.choice(workers)
+    with Flow(world, seed=3, users=300, items=80, pace=2_000.0).flowing(400):
+        for kill in range(KILLS):
+            worker, other = moments.sample(workers, 2)
+            at_any_moment(world, worker.name, moments, working=kill % 2 == 0)
             worker.kill()
-            kills += 1
-            time.sleep(moments.choice([0.0, 0.0, 5.0]))  # sometimes the other takes over
+            if kill % 3 == 1:
+                wait_for(partial(_has_all, world, other.name), "the other to take over")
             worker.start()
     world.settle()
     world.check()
 
 
 def test_workers_come_and_go(make_world: MakeWorld) -> None:
-    world = make_world(item_partitions=3, share=True, session_timeout="3s")
+    world = make_world(item_partitions=3, share=True, session_timeout="2s")
     world.worker("a")
     with Flow(world, seed=4, users=300, items=80, pace=600.0).flowing(400):  # until all is done
         wait_for(lambda: world.workers["a"].get("/readyz")[0] == 200, "the first worker")
@@ -100,9 +141,10 @@ def test_workers_come_and_go(make_world: MakeWorld) -> None:
         wait_for(lambda: _busy(world, "b"), "work for the second")
         world.worker("c")
         wait_for(lambda: _busy(world, "c"), "work for the third")
-        assert world.workers["a"].stop() == 0
-        assert world.workers["b"].stop() == 0
-        wait_for(lambda: len((world.workers["c"].status() or {}).get("interactions", {})) == 4, "all work for the last")
+        for name in ("a", "b"):
+            world.workers[name].signal(signal.SIGTERM)
+        assert [world.workers[name].wait(15) for name in ("a", "b")] == [0, 0]
+        wait_for(lambda: _has_all(world, "c"), "all work for the last")
         ends = sum(world.log_ends())
         wait_for(lambda: sum(world.log_ends()) > ends, "events after the last stop")
     world.settle()
@@ -114,21 +156,27 @@ def _busy(world: World, name: str) -> bool:
     return bool(status and (status["interactions"] or status["edits"]))
 
 
+def _has_all(world: World, name: str) -> bool:
+    return len((world.workers[name].status() or {}).get("interactions", {})) == 4
+
+
 def test_a_zombie_writes_nothing_that_stays(make_world: MakeWorld) -> None:
-    world = make_world(share=True, session_timeout="3s")
+    world = make_world(share=True, session_timeout="2s")
     zombie = world.worker("zombie")
     wait_for(zombie.is_ready, "the first worker")
-    with world.producing(generated(world, 8_000, seed=7), rate=500):
+    with Flow(world, seed=7, users=300, items=80, pace=1_300.0).flowing(500):  # until all is done
         wait_for(lambda: zombie.metric("cco_patches_sent_total") > 200, "patches of the first worker")
         zombie.signal(signal.SIGSTOP)
         said = {topic: records_of(world, topic) for topic in ("edits", "patches")}
         other = world.worker("other")
-        wait_for(lambda: len((other.status() or {}).get("interactions", {})) == 4, "the other to take over")
+        wait_for(lambda: _has_all(world, "other"), "the other to take over")
         wait_for(lambda: other.metric("cco_patches_sent_total") > 0, "patches of the other")
         wait_for(lambda: not read_patches_topic(world.settings).outdated, "every row once from the other")
         check_late_edits(world, other, said["edits"])
         check_late_patches(world, said["patches"])
         zombie.signal(signal.SIGCONT)
+        ends = sum(world.log_ends())
+        wait_for(lambda: sum(world.log_ends()) > ends + 500, "events while it wakes")
     world.settle()
     world.check()
 
@@ -198,20 +246,23 @@ def test_the_broker_is_killed_in_mid_stream(make_world: MakeWorld, tmp_path: Pat
     with KafkaServer(tmp_path / "kafka", fetch_kafka()) as server:
         world = make_world(broker=server.bootstrap)
         worker = world.worker("alone")
-        wait_for(lambda: worker.get("/readyz")[0] == 200, "the worker")
-        with world.producing(generated(world, 8_000, seed=8), rate=600):
-            for _ in range(2):
-                time.sleep(3)
-                server.kill()
-                time.sleep(1)
-                server.start()
+        wait_for(worker.is_ready, "the worker")
+        flow = Flow(world, seed=8, users=300, items=80, pace=1_300.0)
+        with flow.flowing(600):
+            wait_for(lambda: worker.metric("cco_events_applied_total") > 600, "events to be applied")
+            server.kill()
+            server.start()
             if not worker.running:
                 worker.start()
         world.settle()
         world.check()
         check_silence(worker, server)
+        flow.send(500)
+        world.settle()
+        world.check()
         assert worker.stop() == 0
         world.close()
+        server.kill()
 
 
 def check_silence(worker: WorkerProcess, server: KafkaServer) -> None:

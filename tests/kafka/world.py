@@ -7,6 +7,7 @@ batch rebuild of the log; both as the bytes of a model file.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -17,16 +18,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from agents.cli.main import main
 from agents.kafka.client import client_options
 from agents.kafka.producing import produce
 from agents.kafka.reading import rebuild_from_log
@@ -47,11 +49,13 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
     """The first true answer of `condition`; an AssertionError that says what was waited for."""
     until = time.monotonic() + seconds
     while True:
+        began = time.monotonic()
         found = condition()
         if found:
             return found
-        assert time.monotonic() < until, f"waited {seconds:.0f} s for {what}"
-        time.sleep(TICK)
+        now = time.monotonic()
+        assert now < until, f"waited {seconds:.0f} s for {what}"
+        time.sleep(min(max(TICK, now - began), 1.0))  # a look that takes long also takes from whom it waits for
 
 
 def administer(settings: Settings, what: Callable[[AIOKafkaAdminClient], Awaitable[Any]]) -> Any:
@@ -236,6 +240,15 @@ class World:
         worker.environment = environment
         return worker.start()
 
+    def cco(self, *arguments: str, fails: bool = False) -> dict[str, Any]:
+        """What a command says with --json; with `fails`, its error. In this process, which has the kernels by now."""
+        said, error = io.StringIO(), io.StringIO()
+        with redirect_stdout(said), redirect_stderr(error):
+            code = main([*arguments, "--config", str(self.config_file), "--json"])
+        assert (code != 0) == fails, error.getvalue()
+        told: dict[str, Any] = {"error": error.getvalue()} if fails else json.loads(said.getvalue())
+        return told
+
     # -- events -------------------------------------------------------------------------------------
 
     def batch_of(self, events: Iterable[tuple[str, str, str, int]]) -> EventBatch:
@@ -309,13 +322,11 @@ class World:
                     return False
                 sources |= status["interactions"]
                 edits |= {p: e for p, e in status["edits"].items() if p not in edits or e["claim"] > edits[p]["claim"]}
-        ends = self.log_ends()
+        if len(edits) != self.item_partitions or not all(e["exact"] for e in edits.values()):
+            return False
+        ends = self.log_ends()  # of Kafka, which is a longer question than those to workers
         positions = [sources.get(str(s), {}).get("position") for s in range(len(ends))]
-        return (
-            positions == ends
-            and len(edits) == self.item_partitions
-            and all(e["sources"] == ends and e["exact"] for e in edits.values())
-        )
+        return positions == ends and all(e["sources"] == ends for e in edits.values())
 
     def told(self) -> str:
         """The ends of the workers' logs."""
@@ -323,9 +334,15 @@ class World:
 
     def log_ends(self) -> list[int]:
         """Offsets after the last record of each partition of interactions."""
-        found = asyncio.run(describe_topics(self.config, self.settings))
-        topic = next(t for t in found if t.name == self.settings.topic("interactions"))
-        return [int(p.end or 0) for p in topic.partitions]
+        topic = self.settings.topic("interactions")
+        partitions = [TopicPartition(topic, p) for p in range(self.config.retention.source_partitions)]
+
+        async def ask() -> list[int]:
+            async with AIOKafkaConsumer(**client_options(self.settings), retry_backoff_ms=10) as consumer:
+                found = await consumer.end_offsets(partitions)
+            return [int(found[partition]) for partition in partitions]
+
+        return asyncio.run(ask())
 
     def group_state(self) -> str:
         """The broker's word for the state of our group."""

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llr.kernels import count_cell, top_rows
 from llr.reference import epsilon, g2
 from llr.selection import CHUNK, COUNTS
 from llr.xlogx import TABLE_LIMIT, table
+from tests.examples import examples
 from tests.llr.world import World, dense_rows, random_world
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -29,7 +30,7 @@ def worlds(draw: st.DrawFn) -> World:
     return World(ids, primary, other, draw(st.sampled_from([0, 1, 5, 1000, TABLE_LIMIT, 2**31 - 12])))
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(worlds(), st.integers(0, 1), st.integers(1, 5), st.sampled_from([0.0, 0.5, 4.0]), st.booleans())
 def test_equals_reference(world: World, kind: int, top_k: int, min_llr: float, anti: bool) -> None:
     expected = [world.expected(kind, item, top_k, min_llr, anti) for item in range(len(world.ids))]

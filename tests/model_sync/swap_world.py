@@ -15,6 +15,7 @@ from elasticsearch import Elasticsearch
 from cco.model_file import encode
 from cco.rows import Rows
 from cco.vocabulary import Vocabulary
+from model_sync import elastic_swap
 from model_sync.elastic_client import ElasticOptions, IndexNames
 from model_sync.elastic_index import ElasticIndex
 from model_sync.elastic_swap import Published, rebuilding
@@ -22,6 +23,7 @@ from model_sync.elastic_versions import versions
 from tests.model_sync.samples import CONFIG
 
 DIED = 9
+PAUSE = 0.01  # seconds between two questions, which leave the node time for the rebuild
 Made = tuple[Rows, Sequence[str]]  # rows, and the names of the items that they are about
 
 
@@ -87,7 +89,8 @@ def roles(client: Elasticsearch, names: IndexNames) -> dict[str, str]:
 
 def die_at(step: str, options: ElasticOptions, made: Made) -> None:
     """Publish in a process that is gone, without a word, once a step that is told begins with `step`."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # the second process has all that the first one imported
+    context.set_forkserver_preload([__name__])
     process = context.Process(target=_publish_until, args=(step, options, made))
     process.start()
     process.join(60)
@@ -99,6 +102,7 @@ def _publish_until(step: str, options: ElasticOptions, made: Made) -> None:
         if text.startswith(step):
             os._exit(DIED)
 
+    elastic_swap.NOBODY_SECONDS = 0.0
     publish(options, made, tell=tell)
 
 
@@ -120,7 +124,7 @@ class Asking:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(PAUSE):
             try:
                 if not self._ask():
                     self.failures.append("a wrong answer")

@@ -303,19 +303,19 @@ def test_a_node_that_takes_small_requests_alone_is_sent_small_ones(index_prefix:
 
     async def test(world: World) -> None:
         async with world.rows(requests=1) as writer:
-            await (await writer.put(OWNER, large(range(1_000), 1.0)))
+            await (await writer.put(OWNER, large(range(300), 1.0)))
             refusals = len(sent)
             assert refusals >= 2  # 100 documents have 250 kB and more
-            await (await writer.put(OWNER, large(range(1_000), 2.0)))
+            await (await writer.put(OWNER, large(range(300), 2.0)))
             assert len(sent) == refusals
             found = await world.sources()
-            assert len(found) == 1_000
+            assert len(found) == 300
             assert all(source["rows"]["buy"][0]["feature 7"] == 2.0 for source in found.values())
             assert not world.refused and world.troubles == []
             whole = RowDocument("huge", {"buy": json.dumps([{f"feature {k}": 1.0 for k in range(9_000)}]).encode()})
             await (await writer.put(OWNER, [whole, *large(range(3), 3.0)]))
             assert list(world.refused) == ["huge"] and "413" in world.refused["huge"].reason
-            assert len(await world.sources()) == 1_000
+            assert len(await world.sources()) == 300
 
     handler, log = Counting(), logging.getLogger("elastic_transport.transport")
     level = log.level

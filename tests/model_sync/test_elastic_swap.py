@@ -14,7 +14,7 @@ from elasticsearch import Elasticsearch
 
 from cco.config import Config, make_config
 from cco.event_data import ItemChange
-from model_sync import elastic_load, elastic_swap, elastic_versions
+from model_sync import elastic_load, elastic_patience, elastic_swap, elastic_versions
 from model_sync.contract import Query
 from model_sync.elastic_admin import check, create
 from model_sync.elastic_client import ElasticOptions, ElasticProblem, IndexNames, names, sync_client
@@ -50,8 +50,10 @@ def aliases(options: ElasticOptions) -> IndexNames:
 
 @pytest.fixture(autouse=True)
 def nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are no agents here."""
-    monkeypatch.setattr(elastic_swap, "NOBODY_SECONDS", 0.1)
+    """There are no agents here; and where a node comes back, it is seen soon."""
+    monkeypatch.setattr(elastic_swap, "NOBODY_SECONDS", 0.0)
+    monkeypatch.setattr(elastic_swap, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(elastic_patience, "LONGEST_WAIT", 0.2)
 
 
 def change(client: Elasticsearch, alias: str, *changes: tuple[int, ItemChange]) -> None:
@@ -197,6 +199,25 @@ def test_nothing_is_left_of_one_that_fails(client: Elasticsearch, options: Elast
     assert served(client, aliases, ONE[1]) == model(ONE)
     assert roles(client, aliases) == {"000001": "live"}
     assert publish(options, made_up(4, 12), allow_smaller=True).items == 12
+
+
+def test_nothing_is_left_of_one_that_ends_while_its_index_is_made(
+    client: Elasticsearch, options: ElasticOptions, aliases: IndexNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(options, made_up(1))
+    indices = type(client.indices)
+    make, late = indices.create, list[threading.Timer]()
+
+    def interrupted(_: object, **wanted: Any) -> None:
+        late.append(threading.Timer(0.5, lambda: make(client.indices, **wanted)))
+        late[-1].start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(indices, "create", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(options, made_up(2))
+    late[0].join()
+    assert roles(client, aliases) == {"000001": "live"}
 
 
 def test_a_model_of_other_users_and_items_is_not_published(

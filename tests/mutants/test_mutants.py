@@ -7,14 +7,19 @@ unchanged copy (`control`), so a failure is the mutant's.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from llr.xlogx import table
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("llr", "cco", "model_sync", "agents", "tests")
@@ -169,40 +174,59 @@ MUTANTS = [
 ]
 
 
+class Runs:
+    """Runs of tests, in forks of one process that has the libraries: importing them takes longer than most runs."""
+
+    def __init__(self, table_file: Path) -> None:
+        np.save(table_file, table())
+        environment = {
+            **os.environ,
+            "NUMBA_DISABLE_JIT": "1",
+            "HYPOTHESIS_PROFILE": "mutants",
+            "OPENBLAS_NUM_THREADS": "1",  # it forks
+            "PYTEST_ADDOPTS": "",  # those of this run may be of plugins, which take long to import
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTHONWARNINGS": "ignore::RuntimeWarning",  # numpy speaks of wrapping hashes when they are not compiled
+        }
+        command = [sys.executable, "-P", str(Path(__file__).with_name("forks.py")), str(table_file)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+
+    def __call__(self, folder: Path, tests: list[str], factor: float) -> tuple[int, str]:
+        """The exit code of pytest, and what it said."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps({"folder": str(folder), "tests": tests, "factor": str(factor)}), file=self.process.stdin)
+        self.process.stdin.flush()
+        code = int(self.process.stdout.readline())
+        return code, (folder / "output").read_text()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    runs = Runs(tmp_path_factory.mktemp("table") / "table.npy")
+    with runs.process:
+        yield runs
+
+
 def _copy(to: Path) -> None:
     for package in PACKAGES:
         shutil.copytree(ROOT / package, to / package, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def _run(folder: Path, tests: list[str], factor: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *tests]
-    environment = {
-        **os.environ,
-        "NUMBA_DISABLE_JIT": "1",
-        "HYPOTHESIS_PROFILE": "mutants",
-        "EXAMPLES_FACTOR": factor,
-        "PYTHONPATH": str(folder),
-        "PYTHONWARNINGS": "ignore::RuntimeWarning",  # numpy speaks of wrapping hashes when they are not compiled
-    }
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
-def test_the_proof_catches(mutant: Mutant, tmp_path: Path) -> None:
+def test_the_proof_catches(mutant: Mutant, run: Runs, tmp_path: Path) -> None:
     _copy(tmp_path)
     source = tmp_path / mutant.file
     text = source.read_text()
     assert text.count(mutant.old) == 1, f"{mutant.file} holds the text to mutate {text.count(mutant.old)} times"
     source.write_text(text.replace(mutant.old, mutant.new))
-    result = _run(tmp_path, [mutant.test], "6")
-    assert result.returncode == 1, f"{mutant.name} was not caught:\n{result.stdout[-3000:]}{result.stderr[-2000:]}"
-    assert "1 failed" in result.stdout, result.stdout[-3000:]
+    code, output = run(tmp_path, [mutant.test], 6)
+    assert code == 1, f"{mutant.name} was not caught:\n{output[-5000:]}"
+    assert "1 failed" in output, output[-3000:]
 
 
-def test_control(tmp_path: Path) -> None:
-    """Without a mutant all of them pass, run the same way."""
+def test_control(run: Runs, tmp_path: Path) -> None:
+    """Without a mutant all of them pass, run the same way: with fewer examples, since most mutants fail the first."""
     _copy(tmp_path)
-    result = _run(tmp_path, sorted({mutant.test for mutant in MUTANTS}), "1")
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+    code, output = run(tmp_path, sorted({mutant.test for mutant in MUTANTS}), 0.25)
+    assert code == 0, output[-5000:]

@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from model_sync import elastic_swap
 from tests.kafka.events import CONFIG
 from tests.servers.elasticsearch import ElasticsearchServer
 from tests.servers.kafka import KafkaServer
 from tests.stack.stack import Stack
 
 MakeStack = Callable[..., Stack]
+
+
+@pytest.fixture
+def nobody_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rebuilds of this process wait a moment, and not for seconds, until they see that no worker writes their index."""
+    monkeypatch.setattr(elastic_swap, "NOBODY_SECONDS", 0.5)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A `cco serve` in a process of its own."""
+"""A `cco serve` in a process of its own, and the same service in a thread of this one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from agents.serving.embedded import BackgroundServer
+from agents.serving.stack import stack_service
 from tests.kafka.world import ROOT, wait_for
 from tests.stack.stack import Stack
 
@@ -27,6 +29,13 @@ def serving(stack: Stack) -> Iterator[str]:
     finally:
         process.terminate()
         assert process.wait(15) == 0
+
+
+@contextmanager
+def serving_here(stack: Stack) -> Iterator[str]:
+    """As `serving`, where the service is only asked: without the start of a process, which takes seconds."""
+    with BackgroundServer(stack_service(stack.config, stack.settings)) as server:
+        yield server.url
 
 
 def _url(log: Path, process: subprocess.Popen[bytes]) -> str | None:

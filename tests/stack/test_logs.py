@@ -40,16 +40,50 @@ def told(stack: Stack, worker: WorkerProcess, capsys: pytest.CaptureFixture[str]
     return str(readiness)
 
 
-def test_topics_that_are_made_anew(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_index_and_the_log_that_it_is_of(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a signature it is ours, as ever; then its topic gets more partitions; then all topics are made anew."""
     stack = make_stack()
     worker = stack.worker("alone")
     stack.produce(generated(stack, 3_000, seed=21))
     stack.change_items(changes_of(ITEMS, 1))
     stack.check_all()
     assert main(["index", "check", "--config", str(stack.config_file)]) == 0
-    before = documents(stack)
+    assert worker.stop() == 0
+    nobody_has_signed_it(stack, worker)
+    items_get_more_partitions(stack, worker, capsys)
+    topics_are_made_anew(stack, worker, capsys)
+
+
+def nobody_has_signed_it(stack: Stack, worker: WorkerProcess) -> None:
+    """As one of before there were signatures."""
+    with stack.client() as client:
+        for alias in stack.names:
+            [(index, found)] = client.indices.get_mapping(index=alias).body.items()
+            meta = found["mappings"]["_meta"]["cco"]
+            signed = meta.pop("log")
+            assert set(signed) == ({"interactions", "items"} if alias == stack.names.items else {"interactions"})
+            client.indices.put_mapping(index=index, meta={"cco": meta})
+        worker.start()
+        stack.produce(generated(stack, 500, seed=25))
+        stack.check_all()
+        [found] = client.indices.get_mapping(index=stack.names.items).body.values()
+        assert set(found["mappings"]["_meta"]["cco"]["log"]) == {"interactions", "items"}
+        assert found["mappings"]["_meta"]["cco"]["format"] == 1
     assert worker.stop() == 0
 
+
+def items_get_more_partitions(stack: Stack, worker: WorkerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    """Items are elsewhere then, where offsets are lower: the index of items would refuse their changes."""
+    topic = stack.settings.topic("items")
+    administer(stack.settings, lambda admin: admin.create_partitions({topic: NewPartitions(3)}))
+    worker.start()
+    readiness = told(stack, worker, capsys)
+    assert f"{stack.prefix}items-000001" in readiness and f"{stack.prefix}users-000001" not in readiness
+    assert worker.stop() == 0
+
+
+def topics_are_made_anew(stack: Stack, worker: WorkerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    before = documents(stack)
     make_topics_anew(stack.config, stack.settings)
     shutil.rmtree(Path(stack.folder, "state"))
     stack.produce(generated(stack, 2_000, seed=22))  # fewer: each offset is below that of the index
@@ -68,43 +102,4 @@ def test_topics_that_are_made_anew(make_stack: MakeStack, capsys: pytest.Capture
     stack.check_all()
     wait_for(worker.is_ready, "the worker to be ready")
     wait_for(lambda: stack.mode() == "kappa", "the mode")
-    assert worker.stop() == 0
-
-
-def test_more_partitions_of_items(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:
-    """Items are elsewhere then, where offsets are lower: the index of items would refuse their changes."""
-    stack = make_stack()
-    worker = stack.worker("alone")
-    stack.produce(generated(stack, 1_000, seed=23))
-    stack.change_items(changes_of(ITEMS, 1))
-    stack.check_all()
-    assert worker.stop() == 0
-    topic = stack.settings.topic("items")
-    administer(stack.settings, lambda admin: admin.create_partitions({topic: NewPartitions(3)}))
-    worker.start()
-    readiness = told(stack, worker, capsys)
-    assert f"{stack.prefix}items-000001" in readiness and f"{stack.prefix}users-000001" not in readiness
-    assert worker.stop() == 0
-
-
-def test_an_index_that_nobody_has_signed_is_ours(make_stack: MakeStack) -> None:
-    """As one of before there were signatures."""
-    stack = make_stack()
-    worker = stack.worker("alone")
-    stack.produce(generated(stack, 1_000, seed=24))
-    stack.check_all()
-    assert worker.stop() == 0
-    with stack.client() as client:
-        for alias in stack.names:
-            [(index, found)] = client.indices.get_mapping(index=alias).body.items()
-            meta = found["mappings"]["_meta"]["cco"]
-            signed = meta.pop("log")
-            assert set(signed) == ({"interactions", "items"} if alias == stack.names.items else {"interactions"})
-            client.indices.put_mapping(index=index, meta={"cco": meta})
-        worker.start()
-        stack.produce(generated(stack, 500, seed=25))
-        stack.check_all()
-        [found] = client.indices.get_mapping(index=stack.names.items).body.values()
-        assert set(found["mappings"]["_meta"]["cco"]["log"]) == {"interactions", "items"}
-        assert found["mappings"]["_meta"]["cco"]["format"] == 1
     assert worker.stop() == 0

@@ -15,16 +15,18 @@ from pathlib import Path
 import pytest
 from elasticsearch import Elasticsearch
 
+from agents.cli.main import main
 from model_sync import elastic_load
 from model_sync.elastic_versions import NEXT, versions
 from tests.kafka.events import generated
+from tests.kafka.flow import Flow
 from tests.kafka.test_states import served
 from tests.kafka.world import ROOT, wait_for
 from tests.servers.elasticsearch import ElasticsearchServer, fetch_elasticsearch
 from tests.servers.kafka import KafkaServer, fetch_kafka
 from tests.stack.conftest import MakeStack
 from tests.stack.questions import Questioner
-from tests.stack.serving import serving
+from tests.stack.serving import serving_here
 from tests.stack.stack import Stack, changes_of
 from tests.stack.test_swap import ITEMS, QUESTIONS, follows, rebuild, roles
 
@@ -69,14 +71,14 @@ def end(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def test_killed_while_live_workers_take_it_over(make_stack: MakeStack) -> None:
+def test_killed_while_live_workers_take_it_over(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:
     """The seeds are written, and the workers write two indices, one of which nobody will ever publish."""
     stack = make_stack(item_partitions=2, share=True, session_timeout="20s")
     worker = stack.worker("alone")
     stack.produce(generated(stack, 3_000, seed=1))
     stack.change_items(changes_of(ITEMS, 1))
     stack.settle()
-    with serving(stack) as url, Questioner(url, QUESTIONS) as questioner:
+    with serving_here(stack) as url, Questioner(url, QUESTIONS) as questioner:
         worker.signal(signal.SIGSTOP)  # the rebuild waits for somebody to write what it shows
         with rebuilding(stack, "--seed") as process:
             wait_for(lambda: is_shown(stack), "the next index to be shown")
@@ -87,10 +89,11 @@ def test_killed_while_live_workers_take_it_over(make_stack: MakeStack) -> None:
         wait_for(lambda: both in [m.get("indices") for m in worker.messages()], "the worker to write both")
         assert roles(stack) == {"000001": "live", "000002": "loading"}
         stack.change_items(changes_of(ITEMS, 2))
-        with stack.producing(generated(stack, 1_000, seed=2), rate=500), rebuilding(stack) as process:
-            assert "no second rebuild" in process.communicate(timeout=60)[0]
-        with rebuilding(stack, "--take-over") as process:
-            assert process.wait(120) == 0
+        command = ["rebuild", "--log", "--publish", "--config", str(stack.config_file)]
+        with stack.producing(generated(stack, 1_000, seed=2), rate=500):
+            assert main(command) == 2
+            assert "no second rebuild" in capsys.readouterr().err
+        assert main([*command, "--take-over"]) == 0, capsys.readouterr()
         wait_for(lambda: follows(worker, f"{stack.names.items}-000003"), "the worker to write the third alone")
         assert questioner.failures == []
     assert roles(stack) == {"000003": "live", "000001": "previous"}
@@ -102,6 +105,7 @@ def test_killed_while_live_workers_take_it_over(make_stack: MakeStack) -> None:
     assert {state for state, _ in served(worker).values()} <= {"seed", "shared"}
 
 
+@pytest.mark.usefixtures("nobody_lives")
 def test_sigterm_gives_the_lock_back_at_once(make_stack: MakeStack, tmp_path: Path) -> None:
     with KafkaServer(tmp_path / "kafka", fetch_kafka()) as broker:
         stack = make_stack(broker=broker.bootstrap)
@@ -122,8 +126,7 @@ def test_sigterm_gives_the_lock_back_at_once(make_stack: MakeStack, tmp_path: Pa
             process.terminate()
             assert (process.wait(60), time.monotonic() - began < AT_ONCE) == (0, True)
         assert roles(stack) == {"000001": "live"}
-        with rebuilding(stack) as process:  # nothing is in its way
-            assert process.wait(120) == 0
+        rebuild(stack)  # nothing is in its way
         stack.check()
 
 
@@ -141,32 +144,35 @@ def test_ctrl_c_is_ignored_in_the_background_and_sigterm_is_not(make_stack: Make
     assert roles(stack) == {"000001": "live"}
 
 
-@pytest.mark.parametrize("step", ["loaded 60 ", "live agents have written"])
 def test_the_node_dies_while_a_worker_and_a_rebuild_write(
-    step: str, make_stack: MakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_stack: MakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of loading; and when live workers have written the next index, just before the swap."""
+    """In the middle of loading; and again when live workers have written the next index, just before the swap."""
     monkeypatch.setattr(elastic_load, "MOST_DOCUMENTS", 20)
     monkeypatch.setattr(elastic_load, "TELL_SECONDS", 0.0)
-    starts: list[threading.Thread] = []
+    steps, starts = ["loaded 60 ", "live agents have written"], list[threading.Thread]()
     with ElasticsearchServer(tmp_path / "node", fetch_elasticsearch(), heap="512m") as node:
         stack = make_stack(url=node.url)
         worker = stack.worker("alone")
-        stack.produce(generated(stack, 3_000, seed=5))
+        flow = Flow(stack, seed=5, users=300, items=80, pace=1_800.0)
+        flow.send(3_000)
         stack.change_items(changes_of(ITEMS, 1))
         stack.settle()
 
         def tell(text: str) -> None:
-            if text.startswith(step) and not starts:
+            if steps and text.startswith(steps[0]):
+                del steps[0]
+                for start in starts:
+                    start.join()
                 node.kill()
-                stack.change_items(changes_of(ITEMS, 2))  # while it is away
+                stack.change_items(changes_of(ITEMS, 2 + len(starts)))  # while it is away
                 starts.append(threading.Thread(target=node.start))
                 starts[-1].start()
 
-        with stack.producing(generated(stack, 2_000, seed=6), rate=200):
-            done = rebuild(stack, tell)
-        assert len(starts) == 1
-        starts[0].join()
+        with flow.flowing(200):
+            done = rebuild(stack, tell, patiently=True)
+        assert steps == []
+        starts[-1].join()
         assert done.index == f"{stack.names.items}-000002"
         stack.check_all()
         assert roles(stack) == {"000002": "live", "000001": "previous"}

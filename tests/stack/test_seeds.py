@@ -15,7 +15,7 @@ from tests.kafka.test_seeds import CHANGES, reconfigured, refused, seeds_of
 from tests.kafka.test_states import served
 from tests.kafka.world import WorkerProcess, make_topics_anew, wait_for
 from tests.stack.conftest import MakeStack
-from tests.stack.serving import serving
+from tests.stack.serving import serving_here
 from tests.stack.stack import Stack
 
 
@@ -50,7 +50,7 @@ def test_another_cap_changes_every_document_though_the_seed_is_older(make_stack:
     stack = make_stack(CONFIG, share=True)
     worker = stack.worker("alone")
     stack.produce(generated(stack, 2_000, seed=112, users=60))
-    stack.check_all()
+    stack.settle()
     early = dict(enumerate(stack.log_ends()))
     stack.produce(generated(stack, 300, seed=113, users=4))
     stack.check_all()
@@ -89,6 +89,7 @@ def other_item_partitions(stack: Stack, number: int) -> None:
     make_topics_anew(stack.config, stack.settings, "edits")
 
 
+@pytest.mark.usefixtures("nobody_lives")
 def test_an_indicator_gives_way_to_another_and_item_partitions_to_more(
     make_stack: MakeStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +105,7 @@ def test_an_indicator_gives_way_to_another_and_item_partitions_to_more(
     user = next(user for user, of in stack.documents_of_users().items() if len(of["history"]) == 2)
     assert main(["rebuild", "--log", "--publish", "--seed", "--json", "--config", str(stack.config_file)]) == 0
     assert json.loads(capsys.readouterr().out)["published"]["index"] == f"{stack.names.items}-000002"
-    with serving(stack) as url:
+    with serving_here(stack) as url:
         assert stack.ask(url, {"user": user})["items"]  # their history is as of the other configuration
     worker.start()
     stack.check_all()

@@ -13,12 +13,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agents.cli.main import main
+from agents.health import model_age, system_mode
 from agents.health.reports import FRESH
 from tests.kafka.events import generated
 from tests.kafka.test_states import delete_records, not_served, rebuilt, served
 from tests.kafka.world import wait_for
 from tests.stack.conftest import MakeStack
-from tests.stack.serving import serving
+from tests.stack.serving import serving_here
 from tests.stack.stack import Stack
 
 Look = Callable[[], tuple[int, dict[str, Any]]]
@@ -47,7 +48,11 @@ def mode_of_service(url: str) -> str | None:
     return next((s.labels["mode"] for s in samples if s.value), None)
 
 
-def test_mode_reasons_and_what_to_do(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mode_reasons_and_what_to_do(
+    make_stack: MakeStack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system_mode, "EVERY", 1.0)
+    monkeypatch.setattr(model_age, "EVERY", 1.0)
     stack = make_stack(item_partitions=2)
     look = looking(stack, capsys)
     stack.produce(generated(stack, 3_000, seed=1))
@@ -75,7 +80,7 @@ def test_mode_reasons_and_what_to_do(make_stack: MakeStack, capsys: pytest.Captu
     assert text.startswith("mode          kappa\nmodel age  ") and "alone: kappa, process" in text, text
     assert "last rebuild  none is published" in text
 
-    with serving(stack) as url:
+    with serving_here(stack) as url:
         answer = wait_for(lambda: "model_age" in (found := stack.ask(url, {})) and found, "the age of the model")
         assert 0 <= answer["model_age"] < 30
         assert wait_for(lambda: mode_of_service(url), "the first look of the service", 30) == "kappa"
@@ -83,7 +88,7 @@ def test_mode_reasons_and_what_to_do(make_stack: MakeStack, capsys: pytest.Captu
         stack.produce(generated(stack, 100, seed=5))
         told = wait_for(lambda: (found := look()[1])["mode"] != "kappa" and found, "the report to be late", FRESH)
         assert told["mode"] == "catching_up" and "records behind its log" in told["why"][0], told["why"]
-        grown = wait_for(lambda: (found := stack.ask(url, {}))["model_age"] > 16 and found, "the model to grow old")
+        grown = wait_for(lambda: (found := stack.ask(url, {}))["model_age"] > 8 and found, "the model to grow old")
         assert grown["items"] == answer["items"]
         told = wait_for(lambda: (found := look()[1])["mode"] == "lambda" and found, "mode lambda", 30)
         assert "no worker has told of itself for" in told["why"][0], told["why"]
@@ -94,6 +99,7 @@ def test_mode_reasons_and_what_to_do(make_stack: MakeStack, capsys: pytest.Captu
         wait_for(lambda: stack.ask(url, {})["model_age"] < 15, "the model to be young again")
 
 
+@pytest.mark.usefixtures("nobody_lives")
 def test_a_log_that_is_kept_for_less_than_an_outage_is_told_and_repaired(
     make_stack: MakeStack, capsys: pytest.CaptureFixture[str]
 ) -> None:

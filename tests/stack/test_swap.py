@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,19 +20,20 @@ from model_sync import elastic_swap
 from model_sync.elastic_swap import Published, rebuilding
 from model_sync.elastic_versions import rollback, versions
 from tests.kafka.events import CONFIG, generated
+from tests.kafka.flow import Flow
 from tests.kafka.world import ROOT, WorkerProcess, wait_for
 from tests.stack.conftest import MakeStack
 from tests.stack.questions import Questioner
-from tests.stack.serving import serving
+from tests.stack.serving import serving_here
 from tests.stack.stack import Stack, changes_of
 
 ITEMS = [f"item-{k}" for k in range(90)]
 QUESTIONS = [{"user": f"user-{k}"} for k in range(20)] + [{"item": "item-1"}, {}]
 
 
-def rebuild(stack: Stack, tell: Callable[[str], None] = lambda _: None) -> Published:
-    """Of the log, published."""
-    with rebuilding(stack.config, stack.options, source="log", tell=tell) as swap:
+def rebuild(stack: Stack, tell: Callable[[str], None] = lambda _: None, patiently: bool = False) -> Published:
+    """Of the log, published; `patiently`: workers are waited for, as if they said that they are there."""
+    with rebuilding(stack.config, stack.options, source="log", tell=tell, someone_writes=lambda _: patiently) as swap:
         ends = dict(enumerate(stack.log_ends()))
         model = rebuild_from_log(stack.settings, stack.config, ends)
         return swap.publish(model.rows(), model.items, {str(source): end for source, end in ends.items()})
@@ -51,7 +53,8 @@ def roles(stack: Stack) -> dict[str, str]:
 def test_a_swap_under_live_traffic(make_stack: MakeStack) -> None:
     stack = make_stack(item_partitions=2, share=True, session_timeout="3s")
     first = stack.worker("first")
-    stack.produce(generated(stack, 4_000, seed=1))
+    flow = Flow(stack, seed=1, users=300, items=80, pace=1_800.0)
+    flow.send(4_000)
     stack.change_items(changes_of(ITEMS, 1))
     stack.settle()
     turns = iter(range(2, 100))
@@ -63,15 +66,11 @@ def test_a_swap_under_live_traffic(make_stack: MakeStack) -> None:
         if text.startswith("verified"):
             stack.worker("second")  # joins, and takes partitions over, while the new index is shown
 
-    with serving(stack) as url:
+    with serving_here(stack) as url:
         wait_for(first.is_ready, "the worker to be ready")
-        with (
-            Questioner(url, QUESTIONS) as questioner,
-            stack.producing(generated(stack, 4_000, seed=2), rate=250) as producing,
-        ):
+        with Questioner(url, QUESTIONS) as questioner, flow.flowing(250):
             done = rebuild(stack, tell)
-            assert producing.is_alive()
-            wait_for(lambda: not producing.is_alive(), "the events")
+            wait_for(lambda: follows(first, done.index), "the worker to write the new index alone")
         assert questioner.failures == []
         assert questioner.asked > 20 and all(found.items for found in questioner.found)
     assert done.index == f"{stack.names.items}-000002"
@@ -83,23 +82,24 @@ def test_a_swap_under_live_traffic(make_stack: MakeStack) -> None:
     with stack.client() as client:
         _, index = rollback(client, stack.config, stack.names)
     wait_for(lambda: all(follows(worker, index) for worker in stack.workers.values()), "workers to go back")
-    stack.produce(generated(stack, 500, seed=3))
+    flow.send(500)
     stack.check_all()
     assert roles(stack) == {"000001": "live", "000002": "previous"}
     assert all(worker.stop() == 0 for worker in stack.workers.values())
 
 
+@pytest.mark.usefixtures("nobody_lives")
 def test_published_without_a_worker_and_then_gone_on_with(make_stack: MakeStack) -> None:
     stack = make_stack()
     worker = stack.worker("alone")
     stack.produce(generated(stack, 3_000, seed=4))
     stack.change_items(changes_of(ITEMS, 1))
-    stack.check_all()
+    stack.settle()
     worker.kill()
     stack.produce(generated(stack, 3_000, seed=5))
     hidden = "item-3"
     later = [ItemChange(hidden, "delete"), ItemChange("item-4", "set", {"color": "late"})]
-    with serving(stack) as url, Questioner(url, QUESTIONS) as questioner:
+    with serving_here(stack) as url, Questioner(url, QUESTIONS) as questioner:
         done = rebuild(stack, lambda text: stack.change_items(later) if text.startswith("verified") else None)
         assert (done.live_share, done.index) == (0.0, f"{stack.names.items}-000002")
         stack.check()  # what is served has learned of all events, with nobody there to learn
@@ -110,7 +110,9 @@ def test_published_without_a_worker_and_then_gone_on_with(make_stack: MakeStack)
     stack.check_all()
 
 
-def test_a_rebuild_that_gives_up_leaves_workers_as_they_were(make_stack: MakeStack) -> None:
+def test_a_rebuild_that_gives_up_leaves_workers_as_they_were(
+    make_stack: MakeStack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stack = make_stack()
     worker = stack.worker("alone")
     stack.produce(generated(stack, 3_000, seed=7))
@@ -133,6 +135,22 @@ def test_a_rebuild_that_gives_up_leaves_workers_as_they_were(make_stack: MakeSta
     stack.check_all()
     wait_for(worker.is_ready, "the worker to be ready")
     assert "000002" not in str(roles(stack))  # nobody has made it again by writing
+    wait_for(lambda: stack.mode() == "kappa", "the mode")
+    monkeypatch.setattr(elastic_swap, "NOBODY_SECONDS", 0.0)
+    a_worker_that_is_slow_to_begin_is_waited_for(stack, capsys)
+    assert worker.stop() == 0
+
+
+def a_worker_that_is_slow_to_begin_is_waited_for(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says that it is there, and so is not taken to be gone because it writes nothing for a moment.
+
+    And it writes what is served no more than before: nothing has changed there.
+    """
+    before = _versions(stack, f"{stack.names.items}-000001")
+    assert main(["rebuild", "--log", "--publish", "--json", "--config", str(stack.config_file)]) == 0
+    assert json.loads(capsys.readouterr().out)["published"]["live_share"] == 1.0
+    assert before == _versions(stack, f"{stack.names.items}-000001")
+    stack.check()
 
 
 def test_workers_of_another_configuration_keep_away(make_stack: MakeStack) -> None:
@@ -151,27 +169,6 @@ def test_workers_of_another_configuration_keep_away(make_stack: MakeStack) -> No
     assert stack.model() == b"".join(encode(model.rows(), model.items, new.config))
 
 
-def test_a_worker_that_is_slow_to_begin_is_waited_for(
-    make_stack: MakeStack, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It says that it is there, and so is not taken to be gone because it writes nothing for a moment.
-
-    And it writes what is served no more than before: nothing has changed there.
-    """
-    stack = make_stack()
-    worker = stack.worker("idle")
-    stack.produce(generated(stack, 2_000, seed=13))
-    stack.settle()
-    wait_for(lambda: stack.mode() == "kappa", "the mode")
-    monkeypatch.setattr(elastic_swap, "NOBODY_SECONDS", 0.0)
-    before = _versions(stack, f"{stack.names.items}-000001")
-    assert main(["rebuild", "--log", "--publish", "--json", "--config", str(stack.config_file)]) == 0
-    assert json.loads(capsys.readouterr().out)["published"]["live_share"] == 1.0
-    assert before == _versions(stack, f"{stack.names.items}-000001")
-    stack.check()
-    assert worker.stop() == 0
-
-
 def _versions(stack: Stack, index: str) -> dict[str, int]:
     """How often each document was written."""
     with stack.client() as client:
@@ -183,6 +180,7 @@ def _all(stack: Stack) -> str:
     return ",".join(f"{source}:{end}" for source, end in enumerate(stack.log_ends()))
 
 
+@pytest.mark.usefixtures("nobody_lives")
 def test_the_command(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:
     stack = make_stack()
     stack.produce(generated(stack, 2_000, seed=11))
@@ -213,7 +211,10 @@ def test_a_model_that_spark_has_computed(make_stack: MakeStack, capsys: pytest.C
     archive, config = str(stack.folder / "archive"), ["--config", str(stack.config_file)]
     assert main(["archive", "run", archive, "--once", *config]) == 0
     command = [sys.executable, "-m", "agents", "rebuild", "--archive", archive, "--engine", "spark", "--publish"]
-    done = subprocess.run([*command, "--json", *config], capture_output=True, text=True, cwd=ROOT, check=False)
+    small = {"PYSPARK_SUBMIT_ARGS": "--master local[1] --conf spark.ui.enabled=false pyspark-shell"}
+    done = subprocess.run(
+        [*command, "--json", *config], capture_output=True, text=True, cwd=ROOT, env=os.environ | small, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["published"]["index"] == f"{stack.names.items}-000002"
     stack.check()

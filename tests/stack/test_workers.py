@@ -19,6 +19,7 @@ from agents.kafka.dead_letter_topic import Choice, list_letters
 from model_sync.elastic_documents import identity
 from model_sync.elastic_mapping import KINDS, mapping, settings
 from tests.kafka.events import generated
+from tests.kafka.flow import Flow
 from tests.kafka.world import WorkerProcess, wait_for
 from tests.model_sync.holding_proxy import HoldingProxy, in_a_thread
 from tests.servers.elasticsearch import ElasticsearchServer, fetch_elasticsearch
@@ -27,11 +28,16 @@ from tests.stack.questions import Questioner
 from tests.stack.serving import serving
 from tests.stack.stack import Stack, changes_of
 
+USERS, PACE = 300, 600.0  # of flows of events
 ITEMS = [f"item-{k}" for k in range(90)]  # some without events, most with
 QUESTIONS = [{"user": f"user-{k}"} for k in range(20)] + [{"item": "item-1", "priors": {"hot": 0.1}}, {}]
 TO_DO = (  # what whoever runs it is told
     "is it running", "did not answer in time", "`cco index create` makes it", "try again", "its cluster's health",
 )  # fmt: skip
+
+
+def flow_of(stack: Stack, seed: int) -> Flow:
+    return Flow(stack, seed, USERS, 80, PACE)
 
 
 def test_every_document_is_as_the_log_says(make_stack: MakeStack) -> None:
@@ -97,16 +103,14 @@ def _letters(stack: Stack) -> dict[str, dict[str, Any]]:
 
 
 def test_kills_of_two_workers(make_stack: MakeStack) -> None:
-    stack, moments = make_stack(item_partitions=2, share=True, session_timeout="3s"), random.Random(16)
+    stack, moments = make_stack(item_partitions=2, share=True, session_timeout="3s"), random.Random(14)
     workers = [stack.worker("a"), stack.worker("b")]
-    with stack.producing(generated(stack, 8_000, seed=3), rate=400) as producing:
-        kills = 0
-        while producing.is_alive() or kills < 4:
-            time.sleep(moments.uniform(0.5, 7.0))
-            stack.change_items(changes_of(ITEMS, kills))
+    with flow_of(stack, 3).flowing(400):
+        for kill in range(4):
+            time.sleep(moments.uniform(0.5, 5.0))
+            stack.change_items(changes_of(ITEMS, kill))
             worker = moments.choice(workers)
             worker.kill()
-            kills += 1
             time.sleep(moments.choice([0.0, 0.0, 5.0]))  # sometimes the other takes over
             worker.start()
     stack.check_all()
@@ -122,14 +126,14 @@ def test_a_zombie_leaves_nothing_behind(make_stack: MakeStack, elasticsearch: El
     with in_a_thread(proxy) as url:
         zombie = stack.worker("zombie", CCO_ELASTICSEARCH_URLS=url)
         wait_for(lambda: zombie.get("/readyz")[0] == 200, "the first worker")
-        with stack.producing(generated(stack, 6_000, seed=7), rate=500):
-            time.sleep(3.0)
+        with flow_of(stack, 7).flowing(500):
+            wait_for(lambda: zombie.metric("cco_patches_sent_total") > 200, "patches of the first worker")
             holding.set()
             wait_for(lambda: proxy.held, "a bulk of the first worker")
             zombie.signal(signal.SIGSTOP)  # with other requests on their way, too, and documents in its queue
-            stack.worker("heir")
-            wait_for(lambda: len((stack.workers["heir"].status() or {}).get("interactions", {})) == 4, "the heir")
-            time.sleep(2.0)
+            heir = stack.worker("heir")
+            wait_for(lambda: len((heir.status() or {}).get("interactions", {})) == 4, "the heir")
+            wait_for(lambda: heir.metric("cco_patches_sent_total") > 100, "patches of the heir")
             zombie.signal(signal.SIGCONT)
             late = wait_for(lambda: _refused(zombie), "the zombie to find out")
         assert late
@@ -147,33 +151,6 @@ def _refused(zombie: WorkerProcess) -> bool:
         for name in ("conflicts", "fenced", "superseded")
     ]
     return sum(lost) > 0
-
-
-def test_the_node_stands_still_while_events_flow(make_stack: MakeStack, tmp_path: Path) -> None:
-    """Questions fail clearly meanwhile, and not late; events are taken; afterwards everything is as the log says."""
-    with ElasticsearchServer(tmp_path / "node", fetch_elasticsearch(), heap="512m") as node:
-        stack = make_stack(url=node.url)
-        worker = stack.worker("alone")
-        with (
-            stack.producing(generated(stack, 9_000, seed=12), rate=600),
-            serving(stack) as url,
-            httpx.Client(base_url=url, timeout=30) as http,
-        ):
-            wait_for(lambda: worker.metric("cco_patches_sent_total") > 100, "the first patches")
-            wait_for(lambda: http.get("/ready").status_code == 200, "the service")
-            node.pause()
-            try:
-                asked = http.post("/recommendations", json={"user": "user-1"})
-                assert asked.status_code == 503 and "did not answer in time" in asked.json()["detail"]
-                event = {"user_id": "me", "item_id": ITEMS[0], "event_type": "purchase"}
-                assert http.post("/events", json=event).status_code == 200
-                stack.change_items(changes_of(ITEMS, 3))
-                wait_for(lambda: "did not answer in time" in worker.get("/readyz")[1], "the worker to say so")
-            finally:
-                node.resume()
-            wait_for(lambda: stack.ask(url, {"user": "me"})["history"] == 1, "my event")
-        stack.check_all()
-        assert worker.stop() == 0
 
 
 def test_an_owner_goes_on_after_the_brokers_clock_went_back(make_stack: MakeStack) -> None:
@@ -198,43 +175,74 @@ def test_an_owner_goes_on_after_the_brokers_clock_went_back(make_stack: MakeStac
     assert worker.stop() == 0
 
 
-def test_the_node_dies_and_the_index_is_deleted_while_events_flow(make_stack: MakeStack, tmp_path: Path) -> None:
-    """And its aliases are lost, and its disk is full. Questions are answered meanwhile, or fail clearly."""
+def test_the_node_stands_still_and_dies_and_the_index_is_deleted(make_stack: MakeStack, tmp_path: Path) -> None:
+    """And its aliases are lost, and its disk is full, all while events flow."""
     with ElasticsearchServer(tmp_path / "node", fetch_elasticsearch(), heap="512m") as node:
         stack = make_stack(url=node.url)
-        worker = stack.worker("alone")
-        with serving(stack) as url, Questioner(url, QUESTIONS) as questioner:
-            with stack.producing(generated(stack, 12_000, seed=8), rate=600):
+        worker, flow = stack.worker("alone"), flow_of(stack, 8)
+        with serving(stack) as url:
+            with flow.flowing(600):
                 stack.change_items(changes_of(ITEMS, 1))
                 wait_for(lambda: worker.metric("cco_patches_sent_total") > 100, "the first patches")
-                node.kill()
-                wait_for(lambda: "Elasticsearch" in worker.get("/readyz")[1], "the worker to say so")
-                stack.change_items(changes_of(ITEMS, 2))
-                node.start()
-                sent = worker.metric("cco_patches_sent_total")
-                wait_for(lambda: worker.metric("cco_patches_sent_total") > sent, "patches to go on")
-                found = _indices_found(worker)
-                stack.delete_index()
-                wait_for(lambda: worker.get("/readyz")[0] != 200, "the worker to miss the index")
-                stack.create_index()
-                wait_for(lambda: _indices_found(worker) > found, "the worker to find the new one")
                 stack.wait_until_answered(url)
-                stack.delete_aliases()
-                wait_for(lambda: "no index is behind the alias" in worker.get("/readyz")[1], "the worker to say so")
-                stack.create_index()
+                _stands_still(stack, node, worker, url)
             stack.check_all()
-            stack.wait_until_answered(url)
-            failures = list(questioner.failures)
-            _are_clear(failures)
-            assert any("is it running" in told for told in failures)
-            assert any("`cco index create` makes it" in told for told in failures)
-            with stack.read_only():  # as when the disk is full
-                stack.produce(generated(stack, 500, seed=9))
-                wait_for(lambda: "disk" in worker.get("/readyz")[1], "the worker to say so")
-                stack.ask(url, {"user": "user-1"})
-            stack.check_all()
-            assert questioner.failures == failures  # what is there can be read all the time
+            with Questioner(url, QUESTIONS) as questioner:
+                with flow.flowing(600):
+                    _dies(stack, node, worker)
+                    _loses_its_indices(stack, worker, url)
+                stack.check_all()
+                stack.wait_until_answered(url)
+                failures = list(questioner.failures)
+                _are_clear(failures)
+                assert any("is it running" in told for told in failures)
+                assert any("`cco index create` makes it" in told for told in failures)
+                with stack.read_only():  # as when the disk is full
+                    flow.send(500)
+                    wait_for(lambda: "disk" in worker.get("/readyz")[1], "the worker to say so")
+                    stack.ask(url, {"user": "user-1"})
+                stack.check_all()
+                assert questioner.failures == failures  # what is there can be read all the time
         assert worker.stop() == 0
+
+
+def _stands_still(stack: Stack, node: ElasticsearchServer, worker: WorkerProcess, url: str) -> None:
+    """Questions fail clearly meanwhile, and not late; events are taken."""
+    with httpx.Client(base_url=url, timeout=30) as http:
+        node.pause()
+        try:
+            asked = http.post("/recommendations", json={"user": "user-1"})
+            assert asked.status_code == 503 and "did not answer in time" in asked.json()["detail"]
+            event = {"user_id": "me", "item_id": ITEMS[0], "event_type": "purchase"}
+            assert http.post("/events", json=event).status_code == 200
+            stack.change_items(changes_of(ITEMS, 3))
+            wait_for(lambda: "did not answer in time" in worker.get("/readyz")[1], "the worker to say so")
+        finally:
+            node.resume()
+        wait_for(lambda: stack.ask(url, {"user": "me"})["history"] == 1, "my event")
+
+
+def _dies(stack: Stack, node: ElasticsearchServer, worker: WorkerProcess) -> None:
+    """Questions are answered meanwhile, or fail clearly."""
+    node.kill()
+    wait_for(lambda: "Elasticsearch" in worker.get("/readyz")[1], "the worker to say so")
+    stack.change_items(changes_of(ITEMS, 2))
+    node.start()
+    sent = worker.metric("cco_patches_sent_total")
+    wait_for(lambda: worker.metric("cco_patches_sent_total") > sent, "patches to go on")
+
+
+def _loses_its_indices(stack: Stack, worker: WorkerProcess, url: str) -> None:
+    """Both, and then both aliases."""
+    found = _indices_found(worker)
+    stack.delete_index()
+    wait_for(lambda: worker.get("/readyz")[0] != 200, "the worker to miss the index")
+    stack.create_index()
+    wait_for(lambda: _indices_found(worker) > found, "the worker to find the new one")
+    stack.wait_until_answered(url)
+    stack.delete_aliases()
+    wait_for(lambda: "no index is behind the alias" in worker.get("/readyz")[1], "the worker to say so")
+    stack.create_index()
 
 
 def _indices_found(worker: WorkerProcess) -> int:
