@@ -204,8 +204,7 @@ class ItemStage:
         `most`, not below `limit`, is how many these may be: the oldest come first, and the caller comes again for the
         rest.
         """
-        items = self._choose(now, limit, most)
-        return self._count(items, now) if items.size else None
+        return self.count(self.choose(now, limit, most), now)
 
     def refresh(self, now: float, limit: int) -> Patches | None:
         """As `publish`, for draining: any `limit` items that are out of date, and never more.
@@ -217,9 +216,10 @@ class ItemStage:
             return None
         self._spread()
         self._state.due[stale] |= np.uint32(self._all)
-        return self._count(stale, now) or Patches(self.position, join_rows([]))
+        return self.count(stale, now) or Patches(self.position, join_rows([]))
 
-    def _choose(self, now: float, limit: int, most_items: int | None) -> Indices:
+    def choose(self, now: float, limit: int, most_items: int | None = None) -> Indices:
+        """The items that `publish` counts, sorted."""
         self._spread()
         state, most = self._state, self._config.max_staleness
         age = now - self._counted_at  # minus infinity for what was never due
@@ -242,8 +242,10 @@ class ItemStage:
         state.due[may] |= np.uint32(self._all)
         return np.union1d(due, may)
 
-    def _count(self, items: Indices, now: float) -> Patches | None:
-        """Count the due fields of `items` (sorted), and return those that changed."""
+    def count(self, items: Indices, now: float) -> Patches | None:
+        """Count the due fields of `items` (sorted), and return those that changed; None if there are none."""
+        if not items.size:
+            return None
         state = self._state
         fields = state.due[items].copy()
         state.due[items] = 0

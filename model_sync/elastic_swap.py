@@ -49,7 +49,7 @@ NOBODY_SECONDS = 5.0  # without a document of theirs, after which no agent is ta
 SILENT_SECONDS = 60.0  # the same, as long as some say that they are
 STANDSTILL_SECONDS = 10.0  # after which those that write have taken over all that they will
 TAKE_OVER_SECONDS = 900.0  # at most
-LATE_SECONDS = 3.0  # in which an index is made, asked for by somebody who did not wait for the answer
+LATE_SECONDS = 10.0  # in which an index is made, asked for by somebody who did not wait for the answer
 LOOK_SECONDS = 0.5
 
 _LOST = "this rebuild is over: another one has set it aside, or its index was deleted; nothing of it was published"
@@ -119,7 +119,7 @@ class Rebuilding:
         self._someone_writes = someone_writes
         self._patience = Patience(PATIENCE_SECONDS, self._check, tell)
         self._chance = random.Random()
-        self._is_made = self._is_lost = self._is_published = False
+        self._is_asked = self._is_made = self._is_lost = self._is_published = False
         self._said = threading.Lock()
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
@@ -159,12 +159,16 @@ class Rebuilding:
         wanted = {**mapping("items", self._config), "_meta": self._meta()}
         aliases: dict[str, Any] = {self._names.items + LOCK: {}, self._alias: {}}
         given = {**settings(), **for_server(self._client), "refresh_interval": "-1"}
+        self._is_asked = True
         try:
             self._client.indices.create(index=self.index, mappings=wanted, settings=given, aliases=aliases)
-        except BadRequestError as error:
-            if reason(error)[0] != "resource_already_exists_exception":
+        except ApiError as error:
+            is_there = isinstance(error, BadRequestError) and reason(error)[0] == "resource_already_exists_exception"
+            if not is_there:
+                self._is_asked = error.status_code >= 500  # then it may be made all the same
                 raise
             if not self._is_ours():  # else: our own earlier try
+                self._is_asked = False
                 raise ElasticProblem(f"no second rebuild: another one has just made {self.index}") from None
 
     def _is_ours(self) -> bool:
@@ -230,7 +234,7 @@ class Rebuilding:
         self._ended.set()
         if self._heart is not None:
             self._heart.join()
-        if self.index and not self._is_published:
+        if self._is_asked and not self._is_published:
             with suppress(ApiError, TransportError):
                 if self._is_made or self._came_late():
                     self._remove(self.index)
@@ -241,7 +245,7 @@ class Rebuilding:
         while True:
             try:
                 return self._is_ours()
-            except NotFoundError:
+            except (NotFoundError, TransportError):
                 if time.monotonic() > end:
                     return False
             time.sleep(LOOK_SECONDS)

@@ -300,16 +300,19 @@ class ItemAgent:
     ) -> tuple[bool, npt.NDArray[np.float64], list[Timed], Encoded[Any] | None]:
         """On the compute thread: is there more to do, ages of rows, ranges with all their rows counted, patches."""
         partition, nothing = owned.partition, np.zeros(0)
-        counted, begin = partition.stage.rows_counted, time.perf_counter()
+        counted = partition.stage.rows_counted
         patches, ranges = partition.publish(now)
+        items, seconds = partition.counting
         if patches is None and quiet and not partition.stage.due():
             patches = partition.refresh(now)
         ages = partition.stage.ages if partition.stage.rows_counted > counted else nothing
         more = patches is not None or bool(partition.stage.due()) or partition.handing_over
         encoded = None
         if patches is not None and len(patches.rows):
+            begin = time.perf_counter()
             encoded = self._sink.encode(partition.items, patches, partition.partition, owned.claim)
-        partition.pace.took(ages.size, time.perf_counter() - begin)
+            seconds += time.perf_counter() - begin
+        partition.pace.took(items, seconds)
         return more, ages, ranges, encoded
 
     def _arrived(self, owned: _Owned, encoded: Encoded[Any], sent: _Sent, done: asyncio.Future[Any]) -> None:

@@ -6,6 +6,7 @@ Everything here runs on the worker's compute thread, one call at a time.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from cco.vocabulary import Vocabulary, VocabularyError
 
 STEP_SECONDS = 0.02  # that counting and encoding rows takes at a time, while events and documents of users wait
 LEAST_ITEMS, MOST_ITEMS = 16, 128  # counted in such a step
-TOO_OLD = 8  # times as many where rows are too old: of a large index that is filled, all may be
+TOO_OLD = 1_024  # the same where rows are too old, at most: of a large index that is filled, all may be
 HANDED_ITEMS = 100  # sent once more in one step, to an index that is not yet served
 FACTS_SECONDS, FACTS_SIZED = 0.1, 5.0  # between two looks at how things are, and at how large
 MAX_WAITING = 100_000  # ranges whose latency is still to be told; of more, the latest
@@ -48,13 +49,16 @@ class Claim:
 
 @dataclass(slots=True)
 class Pace:
-    """How many items a step counts: as many as take `STEP_SECONDS`, by what earlier steps took."""
+    """How many items a step counts: as many as take `STEP_SECONDS`, by what earlier steps took for that many or more.
+
+    Choosing them does not count: it takes the same time for few and for many.
+    """
 
     items: int = MOST_ITEMS
 
     def took(self, items: int, seconds: float) -> None:
-        """A step counted so many items in that time."""
-        if items:
+        """A step counted and encoded so many items in that time."""
+        if items >= self.items:
             wanted = int(items * STEP_SECONDS / max(seconds, 1e-9))
             self.items = min(max(wanted, LEAST_ITEMS), MOST_ITEMS, 2 * self.items)
 
@@ -119,6 +123,7 @@ class ItemPartition:
         self._to_hand = self._handed = np.empty(0, np.int64)  # items: those still to come, and those of this step
         self.exact = False  # every row in the index is as the model at `inbox.position`
         self.facts, self.pace = Facts(), Pace()
+        self.counting = 0, 0.0  # items of the latest step, and the seconds that counting them took
         self._looked = -FACTS_SECONDS
         self._config = config
 
@@ -184,6 +189,7 @@ class ItemPartition:
 
     def publish(self, now: float) -> tuple[Patches | None, list[Timed]]:
         """Count some due rows. Answers patches, and the ranges of events that by now have all rows in patches."""
+        self.counting = 0, 0.0
         if not self.inbox.countable:
             return None, []
         if self.send_all:
@@ -196,7 +202,10 @@ class ItemPartition:
             self.hand_over = False
         if self._hands_over and not self.stage.is_due(self._handed):
             self._hand_over()
-        patches = self.stage.publish(now, self.pace.items, TOO_OLD * self.pace.items)
+        items = self.stage.choose(now, self.pace.items, TOO_OLD)
+        begin = time.perf_counter()
+        patches = self.stage.count(items, now)
+        self.counting = items.size, time.perf_counter() - begin
         done: list[Timed] = []
         exact = self.stage.stale_since() if self.stage.due() else math.inf  # before this, all rows are
         while self.waiting and self.waiting[0][0] < exact:

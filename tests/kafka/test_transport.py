@@ -224,15 +224,16 @@ def lag(world: World, worker: WorkerProcess) -> int:
 
 
 def test_rebalances_in_mid_stream_lose_nothing_and_hold_up_no_stop(make_world: MakeWorld) -> None:
-    world = make_world(session_timeout="2s")
+    world = make_world(session_timeout="3s")
     worker = world.worker("alone")
     wait_for(worker.is_ready, "the worker")
-    before = worker.metric("cco_rebalances_total")
+    before, joined = worker.metric("cco_rebalances_total"), list[int]()
 
     def enough_joined_and_left() -> bool:
         with member(world) as other:
-            assert other.join() > 0
-        return worker.metric("cco_rebalances_total") - before >= 6
+            joined.append(other.join())
+        assert joined[-1] > 0
+        return len(joined) >= 3 and worker.metric("cco_rebalances_total") - before >= 6
 
     with Flow(world, seed=33, users=300, items=80, pace=1_000.0).flowing(1_200):
         wait_for(enough_joined_and_left, "six rebalances")

@@ -90,14 +90,14 @@ def check_one_worker_a_folder(world: World) -> None:
     assert "state/alone: is in use by another worker: give this one a --name and a --state of its own" in said
 
 
-KILLS = 5  # in each of the tests of them; the soak has more
+KILLS = 6  # in each of the tests of them; the soak has more
 
 
 def at_any_moment(world: World, name: str, moments: random.Random, working: bool) -> None:
-    """Return while a worker that was started just now starts, or, `working`, a moment after it has begun to work."""
-    if working:
-        wait_for(lambda: _works(world, name), f"{name} to work")
-    time.sleep(moments.uniform(0.0, 1.0 if working else 2.5))
+    """Return while a worker that was started just now takes up its work, or, `working`, after it has begun to."""
+    worker = world.workers[name]
+    wait_for(lambda: _works(world, name) if working else worker.url(), f"{name} to work, or to begin")
+    time.sleep(moments.uniform(0.0, 1.0))
 
 
 def _works(world: World, name: str) -> bool:
@@ -118,7 +118,7 @@ def test_kills_of_one_worker_lose_and_repeat_nothing(make_world: MakeWorld) -> N
 
 
 def test_kills_of_two_workers(make_world: MakeWorld) -> None:
-    world, moments = make_world(item_partitions=2, share=True, session_timeout="2s"), random.Random(6)
+    world, moments = make_world(item_partitions=2, share=True, session_timeout="3s"), random.Random(6)
     workers = [world.worker("a"), world.worker("b")]
     with Flow(world, seed=3, users=300, items=80, pace=2_000.0).flowing(400):
         for kill in range(KILLS):
@@ -133,7 +133,7 @@ def test_kills_of_two_workers(make_world: MakeWorld) -> None:
 
 
 def test_workers_come_and_go(make_world: MakeWorld) -> None:
-    world = make_world(item_partitions=3, share=True, session_timeout="2s")
+    world = make_world(item_partitions=3, share=True, session_timeout="3s")
     world.worker("a")
     with Flow(world, seed=4, users=300, items=80, pace=600.0).flowing(400):  # until all is done
         wait_for(lambda: world.workers["a"].get("/readyz")[0] == 200, "the first worker")
@@ -174,8 +174,9 @@ def test_a_zombie_writes_nothing_that_stays(make_world: MakeWorld) -> None:
         wait_for(lambda: not read_patches_topic(world.settings).outdated, "every row once from the other")
         check_late_edits(world, other, said["edits"])
         check_late_patches(world, said["patches"])
+        rebalances, ends = zombie.metric("cco_rebalances_total"), sum(world.log_ends())
         zombie.signal(signal.SIGCONT)
-        ends = sum(world.log_ends())
+        wait_for(lambda: zombie.metric("cco_rebalances_total") > rebalances, "the zombie to hear that it was one")
         wait_for(lambda: sum(world.log_ends()) > ends + 500, "events while it wakes")
     world.settle()
     world.check()
@@ -249,11 +250,14 @@ def test_the_broker_is_killed_in_mid_stream(make_world: MakeWorld, tmp_path: Pat
         wait_for(worker.is_ready, "the worker")
         flow = Flow(world, seed=8, users=300, items=80, pace=1_300.0)
         with flow.flowing(600):
-            wait_for(lambda: worker.metric("cco_events_applied_total") > 600, "events to be applied")
-            server.kill()
-            server.start()
-            if not worker.running:
-                worker.start()
+            for _ in range(2):
+                wanted = worker.metric("cco_events_applied_total") + 600
+                wait_for(partial(_has_applied, worker, wanted), "events to be applied")
+                server.kill()
+                server.start()
+            ends = sum(world.log_ends())
+            wait_for(lambda: sum(world.log_ends()) > ends + 300, "the producer to go on")
+            assert worker.running
         world.settle()
         world.check()
         check_silence(worker, server)
@@ -263,6 +267,10 @@ def test_the_broker_is_killed_in_mid_stream(make_world: MakeWorld, tmp_path: Pat
         assert worker.stop() == 0
         world.close()
         server.kill()
+
+
+def _has_applied(worker: WorkerProcess, events: float) -> bool:
+    return worker.metric("cco_events_applied_total") >= events
 
 
 def check_silence(worker: WorkerProcess, server: KafkaServer) -> None:

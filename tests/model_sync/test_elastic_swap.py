@@ -205,6 +205,7 @@ def test_nothing_is_left_of_one_that_ends_while_its_index_is_made(
     client: Elasticsearch, options: ElasticOptions, aliases: IndexNames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(options, made_up(1))
+    monkeypatch.setattr(elastic_swap, "LATE_SECONDS", 30.0)
     indices = type(client.indices)
     make, late = indices.create, list[threading.Timer]()
 

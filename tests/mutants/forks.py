@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ def serve(table: Any) -> None:
             code = -1
             try:
                 code = run(**json.loads(request), table=table)
+            except BaseException:
+                traceback.print_exc()
+                raise
             finally:
                 os._exit(code)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -83,7 +83,7 @@ def test_what_is_wrong_is_named_and_mended(make_stack: MakeStack, capsys: pytest
 
     sent = worker.metric("cco_patches_sent_total")
     # It waits so long before it repairs, for all of it is wrong for good, as the log stands still.
-    assert main([*run[:-1], "3", "--repair"]) == 0, capsys.readouterr().out
+    assert main([*run[:-1], "8", "--repair"]) == 0, capsys.readouterr().out
     assert "everything is as the log says" in capsys.readouterr().out
     wait_for(lambda: worker.metric("cco_patches_sent_total") >= sent + 60, "the worker to publish everything again")
     stack.check_all()
@@ -145,7 +145,7 @@ def test_events_that_go_on_are_no_difference(make_stack: MakeStack) -> None:
     flow.send(2_000)
     stack.settle()
     with flow.flowing(200):
-        found = audit(stack, wait=6.0)
+        found = audit(stack, wait=12.0)
         assert found.ok, found.differences
         assert found.notes == [
             "no state was compared: there is no shared copy (`worker.share`), and no --state has one"

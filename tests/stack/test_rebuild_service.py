@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model_sync.elastic_status import status_index
 from model_sync.elastic_versions import versions
 from tests.kafka.events import generated
 from tests.kafka.world import ROOT, wait_for
@@ -75,8 +74,6 @@ def test_it_leaves_a_healthy_system_alone(make_stack: MakeStack, tmp_path: Path)
         assert not any("published" in line for line in said(log))
         worker.kill()
         stack.produce(generated(stack, 800, seed=4))
-        with stack.client() as client:  # what it told of itself, which else counts for a while
-            client.indices.delete(index=status_index(stack.prefix))
         is_published(stack, "a rebuild instead of the worker")
     worker.start()
     stack.check_all()

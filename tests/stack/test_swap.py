@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from elasticsearch.helpers import scan
@@ -50,6 +51,11 @@ def roles(stack: Stack) -> dict[str, str]:
         return {version.name.rpartition("-")[2]: version.role for version in versions(client, stack.names)}
 
 
+def _busy(worker: WorkerProcess) -> bool:
+    status = worker.status()
+    return bool(status and status["edits"])
+
+
 def test_a_swap_under_live_traffic(make_stack: MakeStack) -> None:
     stack = make_stack(item_partitions=2, share=True, session_timeout="3s")
     first = stack.worker("first")
@@ -64,13 +70,16 @@ def test_a_swap_under_live_traffic(make_stack: MakeStack) -> None:
         said.append(text)
         stack.change_items(changes_of(ITEMS[10:40], next(turns)))  # at every step
         if text.startswith("verified"):
-            stack.worker("second")  # joins, and takes partitions over, while the new index is shown
+            second = stack.worker("second")  # joins, and takes partitions over, while the new index is shown
+            wait_for(second.url, "the second worker to begin")
 
     with serving_here(stack) as url:
         wait_for(first.is_ready, "the worker to be ready")
         with Questioner(url, QUESTIONS) as questioner, flow.flowing(250):
             done = rebuild(stack, tell)
-            wait_for(lambda: follows(first, done.index), "the worker to write the new index alone")
+            for worker in stack.workers.values():
+                wait_for(partial(follows, worker, done.index), f"{worker.name} to write the new index alone")
+                wait_for(partial(_busy, worker), f"work for {worker.name}")
         assert questioner.failures == []
         assert questioner.asked > 20 and all(found.items for found in questioner.found)
     assert done.index == f"{stack.names.items}-000002"
