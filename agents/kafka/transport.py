@@ -5,6 +5,7 @@ file knows the inside of Faust 0.15.3, in these places above all, and `hook_prob
 
 - `Consumer.getmany`: yields (partition, message); ours yields one message a partition and fetch, whose value
   is a `Fetched`;
+- `Consumer.on_buffer_full` and `on_buffer_drop`: which partitions are not asked for while an agent's queue is full;
 - `Consumer.perform_seek`: runs after every rebalance, before the flow goes on; ours seeks to positions of
   ours and keeps partitions paused whose state is not there yet;
 - `Consumer.on_partitions_assigned`: runs in every rebalance, also in one that leaves us nothing;
@@ -33,6 +34,7 @@ from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode.utils.queues import FlowControlQueue
 
 FAUST = "0.15.3"  # the version whose inside this file knows
 SOON = 0.01  # seconds between two looks at whether an agent has room again; Faust itself waits for a whole one
@@ -127,6 +129,24 @@ class BatchConsumer(driver.Consumer):
             self._thread.seek(partition, offset)
 
         await self._thread.call_thread(seek)
+
+    def on_buffer_full(self, tp: TP) -> None:
+        """All partitions of the topic wait until its queue has room.
+
+        The queue is theirs together, and Faust has each wait for itself, until the queue is nearly empty: one that was
+        not behind kept it from becoming so with its small fetches, and those that were stood still for minutes.
+        """
+        for each in list(self._get_active_partitions()):
+            if each.topic == tp.topic:
+                super().on_buffer_full(each)
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        """All go on; of those that wait for their state as well, `begin` says when."""
+        for each in list(self._buffered_partitions):
+            if each.topic == tp.topic:
+                super().on_buffer_drop(each)
+                if each in self._paused_partitions:
+                    self._get_active_partitions().discard(each)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
         """One message for each partition of a fetch. What is fetched and not handed over is sought again."""
@@ -270,6 +290,8 @@ _CALLED: tuple[tuple[str, type, str], ...] = (  # or overridden; as Faust has it
 _RELIED_ON: tuple[tuple[str, type, Sequence[str]], ...] = (  # and what must stand in its source
     ("Consumer._drain_messages", BaseConsumer, ("getmany(timeout=", "_read_offset.__getitem__")),
     ("Consumer.on_buffer_full", BaseConsumer, ("self._buffered_partitions.add(tp)",)),
+    ("Consumer.on_buffer_drop", BaseConsumer, ("active_partitions.add(tp)", "buffered_partitions.discard(tp)")),
+    ("FlowControlQueue.put_nowait_enhanced", FlowControlQueue, ("on_pressure_high()",)),
     ("Transport.create_consumer", driver.Transport, ("self.Consumer(",)),
     ("TableManager.on_start", TableManager, ("self._update_channels()", "self.recovery.start()")),
     ("Recovery._resume_streams", Recovery, ("consumer.perform_seek()", "consumer.resume_flow()")),

@@ -7,8 +7,10 @@ import signal
 import ssl
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from mode.utils.queues import FlowControlEvent, FlowControlQueue
 
 from agents.kafka import transport
 from agents.kafka.client import client_options
 from agents.kafka.transport import BatchApp, BatchConsumer, BatchTransport, LightRecords, NoTables, hook_problems
 from agents.settings import Settings
-from agents.workers.worker import Worker
+from agents.workers.worker import MOST_BUFFERED, Worker
 from cco.config import Config
 from cco.delivery import claim_message
 from tests.kafka.events import CONFIG, generated
@@ -56,6 +60,8 @@ HOOKS: list[tuple[Any, str, str]] = [
     (driver.Consumer, "highwater", "Consumer.highwater"),
     (driver.Transport, "create_consumer", "Transport.create_consumer"),
     (Consumer, "on_buffer_full", "Consumer.on_buffer_full"),
+    (Consumer, "on_buffer_drop", "Consumer.on_buffer_drop"),
+    (FlowControlQueue, "put_nowait_enhanced", "FlowControlQueue.put_nowait_enhanced"),
     (Recovery, "_resume_streams", "Recovery._resume_streams"),
     (Recovery, "on_recovery_completed", "Recovery.on_recovery_completed"),
     (faust.App, "_new_transport", "App._new_transport"),
@@ -94,6 +100,43 @@ def test_our_consumer_is_the_one_that_faust_makes() -> None:
     assert isinstance(app, BatchApp) and isinstance(app.transport, BatchTransport)
     assert isinstance(app.consumer, BatchConsumer)
     assert isinstance(app.tables, NoTables)  # with Faust's own a worker begins a second later
+
+
+def test_partitions_that_are_behind_have_their_turns_beside_one_that_is_not() -> None:
+    """Faust's own queue and its callbacks, as its conductor joins them. With Faust's own answers they had none."""
+    consumer = Worker(Config(), Settings()).app.consumer
+    tps = [TP("interactions", partition) for partition in range(4)]
+    full, drop = ({tp: partial(call, tp) for tp in tps} for call in (consumer.on_buffer_full, consumer.on_buffer_drop))
+    consumer._active_partitions = set(tps)
+    queue = FlowControlQueue[TP](MOST_BUFFERED, flow_control=FlowControlEvent())
+
+    def put(tp: TP, fetches: int) -> None:
+        for _ in range(fetches):
+            queue.put_nowait_enhanced(tp, on_pressure_high=full[tp], on_pressure_drop=drop[tp])
+
+    live, *behind = tps
+    for tp in behind * 2:
+        put(tp, 1)
+    while queue.qsize() > 2:
+        queue.get_nowait()
+    taken = Counter[TP]()
+    for _ in range(1_000):
+        for tp in sorted(consumer._get_active_partitions()):  # what is fetched while the agent takes one
+            put(tp, 1 if tp == live else 3)
+        assert queue.qsize() <= 4 * MOST_BUFFERED
+        taken[queue.get_nowait()] += 1
+    assert min(taken[tp] for tp in behind) > 200, taken
+
+
+def test_a_partition_that_waits_for_its_state_stays_paused_when_the_queue_has_room() -> None:
+    consumer = Worker(Config(), Settings()).app.consumer
+    one, other, elsewhere = TP("interactions", 0), TP("interactions", 1), TP("edits", 0)
+    consumer._active_partitions = {one, other, elsewhere}
+    consumer.on_buffer_full(one)
+    assert consumer._get_active_partitions() == {elsewhere}
+    consumer._paused_partitions = {other}
+    consumer.on_buffer_drop(one)
+    assert consumer._get_active_partitions() == {one, elsewhere}
 
 
 # -- TLS and SASL ---------------------------------------------------------------------------------------
