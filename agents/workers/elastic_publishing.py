@@ -172,10 +172,10 @@ class ElasticPublishing:
         if is_new:
             self._send_rows(frozenset(place.id for place in wanted if place.id in there))
         await self.metadata.follow({target.place.id: target.metadata for target in self.targets})
-        if is_new:
-            for tp in sorted(self._worker.assignment):
-                if tp.topic == self.metadata.topic:
-                    await self.metadata.open(tp.partition)
+        for tp in sorted(self._worker.assignment):
+            # One that was just being opened, for the indices before, was left to us.
+            if tp.topic == self.metadata.topic and (is_new or self.metadata.position(tp.partition) is None):
+                await self.metadata.open(tp.partition)
 
     def _send_rows(self, holding: frozenset[str]) -> None:
         """Tell a new index every row; `holding`: ids of those that have had them so far."""

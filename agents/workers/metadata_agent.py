@@ -72,7 +72,10 @@ class MetadataAgent:
         self.topic = settings.topic(ITEMS)
 
     async def follow(self, writers: Mapping[str, MetadataWriter]) -> None:
-        """Write these indices, by their ids, from now on. If one is new, what is open is to be opened again."""
+        """Write these indices, by their ids, from now on. What is open has to be opened again if one is new.
+
+        And in any case what is not open: `open` may have been at it, for the indices before.
+        """
         before = self._indices
         found: dict[str, _Index] = {}
         for index, writer in writers.items():
@@ -122,7 +125,7 @@ class MetadataAgent:
             committed = await index.committed.committed(key)
             index.positions[partition] = max(begin, min(end, committed or 0))
         if indices is not self._indices:
-            return  # other indices have come meanwhile
+            return  # other indices are written by now: whoever told us so opens it for them
         position = min(index.positions[partition] for index in indices.values())
         self._owned[partition] = _Owned(position, end)
         get_logger(topic=self.topic, partition=partition).info("the partition is served", offset=position, log_end=end)
