@@ -12,6 +12,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from agents.kafka.topics import create_topics
 from agents.settings import Settings
 from benchmarks import data
 from benchmarks.measure import Bench, cpu_seconds, status_bytes
-from benchmarks.runner import environment
-from benchmarks.scenario import Result
+from benchmarks.runner import run_task
+from benchmarks.scenario import Result, Task
 from cco.config import Config
 from cco.vocabulary import Vocabulary
 from tests.servers.kafka import KafkaServer, fetch_kafka
@@ -218,20 +219,15 @@ def spread_out(found: Place, names: list[str], sources: int, item_partitions: in
 def side_by_side(bench: Bench, name: str, copies: int) -> Result:
     """The engine in memory over the log, in processes at once that share nothing but the machine, on a core each."""
     bench.warm_up(lambda: None)
-    order = {
-        "function": "models.stream", "arguments": {"name": name, "threads": 1}, "cores": 1,
-        "folder": str(bench.folder), "quick": bench.quick, "rehearse": False,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "benchmarks.child", json.dumps(order)]
-    cores = sorted(os.sched_getaffinity(0))[-copies:]
-    children = [
-        subprocess.Popen(["taskset", "-c", str(core), *command], cwd=ROOT, env=environment(1), stdout=subprocess.PIPE)
-        for core in cores
-    ]
-    told = [child.communicate()[0] for child in children]
-    if any(child.returncode for child in children):
-        raise RuntimeError("an engine in memory failed")
-    return {"seconds": max(json.loads(text.strip().splitlines()[-1])["seconds"] for text in told)}
+    task = Task("engine", "models.stream", {"name": name, "threads": 1})
+
+    def run(core: int) -> Result:
+        os.sched_setaffinity(0, {core})  # of this thread, and so of the process that it starts
+        return run_task(task, bench.folder, bench.quick)
+
+    with ThreadPoolExecutor(copies) as threads:
+        found = list(threads.map(run, sorted(os.sched_getaffinity(0))[-copies:]))
+    return {"seconds": max(result["seconds"] for result in found)}
 
 
 def user_agent(bench: Bench, name: str) -> Result:

@@ -173,8 +173,7 @@ class ElasticPublishing:
             self._send_rows(frozenset(place.id for place in wanted if place.id in there))
         await self.metadata.follow({target.place.id: target.metadata for target in self.targets})
         for tp in sorted(self._worker.assignment):
-            # One that was just being opened, for the indices before, was left to us.
-            if tp.topic == self.metadata.topic and (is_new or self.metadata.position(tp.partition) is None):
+            if tp.topic == self.metadata.topic and self.metadata.position(tp.partition) is None:
                 await self.metadata.open(tp.partition)
 
     def _send_rows(self, holding: frozenset[str]) -> None:

@@ -72,9 +72,9 @@ class MetadataAgent:
         self.topic = settings.topic(ITEMS)
 
     async def follow(self, writers: Mapping[str, MetadataWriter]) -> None:
-        """Write these indices, by their ids, from now on. What is open has to be opened again if one is new.
+        """Write these indices, by their ids, from now on. What is not open then is to be opened.
 
-        And in any case what is not open: `open` may have been at it, for the indices before.
+        All, if one is new; else what `open` was just at, for the indices before.
         """
         before = self._indices
         found: dict[str, _Index] = {}

@@ -240,13 +240,16 @@ class World:
         worker.environment = environment
         return worker.start()
 
-    def cco(self, *arguments: str, fails: bool = False) -> dict[str, Any]:
-        """What a command says with --json; with `fails`, its error. In this process, which has the kernels by now."""
-        said, error = io.StringIO(), io.StringIO()
-        with redirect_stdout(said), redirect_stderr(error):
+    def command(self, *arguments: str) -> tuple[int, dict[str, Any]]:
+        """A command's exit code, and what it says with --json, or its error. In this process, which has the kernels."""
+        with redirect_stdout(io.StringIO()) as said, redirect_stderr(io.StringIO()) as error:
             code = main([*arguments, "--config", str(self.config_file), "--json"])
-        assert (code != 0) == fails, error.getvalue()
-        told: dict[str, Any] = {"error": error.getvalue()} if fails else json.loads(said.getvalue())
+        return code, json.loads(said.getvalue()) if said.getvalue() else {"error": error.getvalue()}
+
+    def cco(self, *arguments: str, fails: bool = False) -> dict[str, Any]:
+        """What a command says that succeeds, or `fails`."""
+        code, told = self.command(*arguments)
+        assert (code != 0) == fails == ("error" in told), told
         return told
 
     # -- events -------------------------------------------------------------------------------------

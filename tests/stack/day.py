@@ -24,14 +24,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from agents.cli.main import main as cco
 from agents.health import status
 from agents.kafka.reading import rebuild_from_log
 from cco.model_file import encode
@@ -144,7 +142,7 @@ class Day:
             worker.kill()
         with self._phase("nobody learns"):
             self._wait_for("lambda")
-        code, told = self._ask("status")
+        code, told = self.stack.command("status")
         assert (code, told["mode"]) == (1, "lambda"), told
         self.report.why, self.report.what_to_do = told["why"], told["what_to_do"]
         self.report.oldest_model_seconds = self.stack.ask(url, {})["model_age"]
@@ -216,14 +214,14 @@ class Day:
         self.report.model_bytes, self.report.sha256 = len(model), hashlib.sha256(model).hexdigest()
         assert [worker.stop() for worker in workers] == [0] * len(workers)
         folders = [word for worker in workers for word in ("--state", str(self.stack.folder / "state" / worker.name))]
-        code, told = self._ask("audit", "--wait", "20", *folders)
+        code, told = self.stack.command("audit", "--wait", "20", *folders)
         assert code == 0 and told["ok"] and not told["notes"], told
         sources = self.stack.config.retention.source_partitions
         assert {check["source"] for check in told["states"]} == set(range(sources)), told["states"]
         at_the_end = [check for check in told["states"] if check["offset"] == self.stack.log_ends()[check["source"]]]
         assert {check["source"] for check in at_the_end} == set(range(sources)), told["states"]
         self.report.audited = {name: told[name] for name in ("events", "items", "users")}
-        code, told = self._ask("archive", "verify", self._archive)
+        code, told = self.stack.command("archive", "verify", self._archive)
         assert code == 0, told
 
     # -- what goes on meanwhile ---------------------------------------------------------------------
@@ -280,12 +278,6 @@ class Day:
         command = [*_CCO, *arguments, "--config", str(self.stack.config_file), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=self._patience, check=False)
         return done.returncode, json.loads(done.stdout) if done.stdout else {"error": done.stderr}
-
-    def _ask(self, *arguments: str) -> tuple[int, dict[str, Any]]:
-        """As `_command`, in this process: for what is over before questions would notice, or comes after them."""
-        with redirect_stdout(StringIO()) as said, redirect_stderr(StringIO()) as error:
-            code = cco([*arguments, "--config", str(self.stack.config_file), "--json"])
-        return code, json.loads(said.getvalue()) if said.getvalue() else {"error": error.getvalue()}
 
 
 _CCO = (sys.executable, "-m", "agents")

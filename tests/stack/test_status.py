@@ -107,12 +107,6 @@ def test_a_log_that_is_kept_for_less_than_an_outage_is_told_and_repaired(
     stack = make_stack(share=True)
     look, archive = looking(stack, capsys), str(stack.folder / "archive")
 
-    def command(*arguments: str) -> dict[str, Any]:
-        capsys.readouterr()
-        assert main([*arguments, "--config", str(stack.config_file), "--json"]) == 0, capsys.readouterr()
-        told: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return told
-
     batches = [generated(stack, number, seed) for seed, number in ((2, 1_500), (3, 800), (4, 300), (5, 300))]
     stack.produce(batches[0])
     worker = stack.worker("alone")
@@ -122,7 +116,7 @@ def test_a_log_that_is_kept_for_less_than_an_outage_is_told_and_repaired(
     worker.kill()
     shutil.rmtree(stack.folder / "state" / "alone" / "interactions-2")
     stack.produce(batches[1])
-    command("archive", "run", archive, "--once")
+    stack.cco("archive", "run", archive, "--once")
     archived = stack.log_ends()
     stack.produce(batches[2])
     delete_records(stack, {source: end - 5 for source, end in enumerate(archived)})
@@ -139,14 +133,14 @@ def test_a_log_that_is_kept_for_less_than_an_outage_is_told_and_repaired(
     assert any("--archive URL --tail --publish --seed" in what for what in told["what_to_do"]), told["what_to_do"]
     wait_for(lambda: worker.metric("cco_mode", mode="lambda") == 1, "the metric")
 
-    done = command("rebuild", "--archive", archive, "--tail", "--publish", "--seed")
+    done = stack.cco("rebuild", "--archive", archive, "--tail", "--publish", "--seed")
     assert stack.model() == rebuilt(stack, batches[:3])  # while the worker begins
     wait_for(lambda: mode_of(look) == "kappa", "mode kappa again", 60)
     assert served(worker) == {int(source): ("seed", offset) for source, offset in done["offsets"].items()}
     stack.produce(batches[3])
     stack.settle()
     assert stack.model() == rebuilt(stack, batches)
-    told = command("audit", "--archive", archive, "--wait", "20")  # documents of users too
+    told = stack.cco("audit", "--archive", archive, "--wait", "20")  # documents of users too
     assert told["ok"] and told["events"] > 2_800 and told["users"] > 100, told
 
 
