@@ -22,7 +22,8 @@ help:
 	@echo "make demo-kafka  the same through a real Kafka and two workers, with a kill -9 in the middle"
 	@echo "make demo-stack  purchases through Kafka into Elasticsearch, and recommendations by HTTP, all of it real"
 	@echo "make test        everything that CI runs: style, types, import contract, tests"
-	@echo "make soak        workers killed 100 times, and the scripted day (kappa, lambda and back) with a million events;"
+	@echo "make soak        workers killed 100 times, the scripted day (kappa, lambda and back) with a million events, and"
+	@echo "                 a node that stands still for a minute;"
 	@echo "                 SOAK='--steady 30': half an hour at half of the highest rate; DAY='--events 100000'"
 	@echo "make bench       the numbers in README.md"
 	@echo "make kafka       run an Apache Kafka broker here, on port $(KAFKA_PORT) (KAFKA_PORT=...), until Ctrl-C"
@@ -95,9 +96,10 @@ check: $(VENV)/.installed-test $(VENV)/.compiled-worker servers
 
 test: lint types check
 
-soak: $(VENV)/.compiled-worker $(VENV)/.installed-elasticsearch servers
+soak: $(VENV)/.compiled-worker $(VENV)/.installed-test servers
 	@$(BIN)/python -m tests.kafka.soak $(SOAK)
 	@$(BIN)/python -m tests.stack.day $(DAY)
+	@NODE_STANDS_STILL=60 $(BIN)/pytest -q tests/stack/test_workers.py -k stands_still
 
 bench: $(VENV)/.installed-bench servers
 	$(BIN)/python -m benchmarks

@@ -20,6 +20,7 @@ from benchmarks import catalogue
 from benchmarks.catalogue import Catalogue, category
 from benchmarks.clients import Connection, milliseconds, post, serving
 from benchmarks.measure import Bench, spread, status_bytes
+from benchmarks.peer_service import PEER, PeerReader
 from benchmarks.scenario import Result
 from cco.event_data import ItemChange
 from model_sync.bulk_writer import Owner, RowWriter, UserDocument, UserWriter
@@ -35,14 +36,14 @@ from model_sync.service.service import utc_now
 from tests.servers.elasticsearch import ElasticsearchServer, fetch_elasticsearch
 
 HEAP = "2g"
-PEER = "peer"  # the index of the other way
 OWNER = Owner(0, 1, 1)
 QUESTIONS, QUICK_QUESTIONS = 1_000, 30  # that count, of each kind
 WARM_UP, QUICK_WARM_UP = 500, 10  # before, of each kind: the server compiles what it does often
 RATE_CONNECTIONS = 4
 RATE_SECONDS, QUICK_RATE_SECONDS = 8.0, 1.0
 PEER_CHUNK = 500  # documents of a request
-KINDS = ("service", "direct", "peer", "search", "peer_search")
+KINDS = ("service", "peer_service", "direct", "peer", "search", "peer_search")
+SEGMENTS = 4  # of each index: ours comes to so many by itself, and a search takes nearly as many times as long
 
 Ask = Callable[[int], Awaitable[int]]
 
@@ -101,6 +102,8 @@ async def _fill(found: Catalogue, options: ElasticOptions) -> Result:
             if refused:
                 raise RuntimeError(refused[0].reason)
         await _write_peer(found, client)
+        patient = client.options(request_timeout=300)
+        await patient.indices.forcemerge(index=[names(options).items, PEER], max_num_segments=SEGMENTS)
         await settled(client)
     return {"seconds": time.perf_counter() - begin}
 
@@ -144,9 +147,10 @@ async def settled(client: AsyncElasticsearch) -> None:
 
 
 def query(bench: Bench) -> Result:
-    """The same questions through `cco serve`, directly, and to the peer's index, in turn, over one connection each.
+    """The same questions to our index and to the peer's, in turn, over one connection each.
 
-    "direct" and "peer" look the user's history up and search; "search" and "peer_search" are told the history.
+    "service" and "peer_service" ask `cco serve`; "direct" and "peer" look the user's history up and search; "search"
+    and "peer_search" are told the history.
     """
     found = catalogue.load(bench)
     bench.warm_up(lambda: None)
@@ -154,9 +158,12 @@ def query(bench: Bench) -> Result:
         options = ElasticOptions((server.url,))
         file = bench.folder / "query.toml"
         file.write_text(f'{catalogue.TOML}[elasticsearch]\nurls = "{server.url}"\n')
-        command = ["agents", "serve", "--config", str(file), "--port", "0", "--log-format", "json"]
-        with serving(command, bench.folder / "query.log") as service:
-            times = asyncio.run(_ask_all(bench, found, options, service.url))
+        command = ["serve", "--config", str(file), "--port", "0", "--log-format", "json"]
+        with (
+            serving(["agents", *command], bench.folder / "query.log") as service,
+            serving(["benchmarks.peer_service", *command], bench.folder / "peer.log") as peer_service,
+        ):
+            times = asyncio.run(_ask_all(bench, found, options, (service.url, peer_service.url)))
             result: Result = {
                 "service_bytes": status_bytes("VmHWM", service.pid), "node_bytes": peak(server),
                 "items": len(found.items),
@@ -178,11 +185,15 @@ def _sizes(options: ElasticOptions) -> Result:
     }
 
 
-async def _ask_all(bench: Bench, found: Catalogue, options: ElasticOptions, url: str) -> dict[str, list[float]]:
+async def _ask_all(
+    bench: Bench, found: Catalogue, options: ElasticOptions, urls: tuple[str, str]
+) -> dict[str, list[float]]:
     wait, count = (QUICK_WARM_UP, QUICK_QUESTIONS) if bench.quick else (WARM_UP, QUESTIONS)
     async with client_of(options) as client:
-        connection = await Connection.to(url)
-        asks = _asks(found, client, AsyncElasticReader(client, names(options), found.config), connection)
+        services = [await Connection.to(url) for url in urls]
+        readers = [reader(client, names(options), found.config) for reader in (AsyncElasticReader, PeerReader)]
+        ours, theirs = (_asks(found, *pair) for pair in zip(readers, services, strict=True))
+        asks = dict(zip(KINDS, (ask for pair in zip(ours, theirs, strict=True) for ask in pair), strict=True))
         times: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for k in range(wait + count):
             for turn in range(len(KINDS)):  # none is always the first to ask for a user
@@ -192,14 +203,13 @@ async def _ask_all(bench: Bench, found: Catalogue, options: ElasticOptions, url:
                 times[kind].append(milliseconds(begin))
                 if not hits:
                     raise RuntimeError(f"no recommendations: {kind}")
-        connection.close()
+        for service in services:
+            service.close()
     return {kind: of[wait:] for kind, of in times.items()}
 
 
-def _asks(
-    found: Catalogue, client: AsyncElasticsearch, reader: AsyncElasticReader, connection: Connection
-) -> dict[str, Ask]:
-    """How each kind asks for a user; answers the number of hits."""
+def _asks(found: Catalogue, reader: AsyncElasticReader, connection: Connection) -> tuple[Ask, Ask, Ask]:
+    """Through the service, directly, and told the history; they answer the number of hits."""
     users = found.users
 
     def question(user: int) -> dict[str, Any]:
@@ -214,34 +224,10 @@ def _asks(
         wanted = query_of(asked, found.config, history or found.history(user), utc_now())
         return len(await reader.search(wanted))
 
-    async def peer_search(user: int, history: dict[str, list[str]] | None = None) -> int:
-        answer = await client.search(index=PEER, **peer_body(history or found.history(user), category(user)))
-        return len(answer["hits"]["hits"])
-
     async def direct(user: int) -> int:
         return await search(user, (await reader.history(users[user])).items)
 
-    async def peer(user: int) -> int:
-        return await peer_search(user, (await reader.history(users[user])).items)
-
-    return {"service": service, "direct": direct, "peer": peer, "search": search, "peer_search": peer_search}
-
-
-def peer_body(history: dict[str, list[str]], wanted: str) -> dict[str, Any]:
-    """The Universal Recommender's question: a `term` for each id of the history, what was bought left out."""
-    return {
-        "query": {
-            "bool": {
-                "should": [{"term": {name: {"value": item}}} for name, items in history.items() for item in items],
-                "minimum_should_match": 1,
-                "filter": [{"term": {"category": wanted}}],
-                "must_not": [{"terms": {"id": history["buy"]}}],
-            }
-        },
-        "size": 10,
-        "source": ["category", "title"],
-        "track_total_hits": False,
-    }
+    return service, direct, search
 
 
 # -- from memory ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from elasticsearch import Elasticsearch
 from elasticsearch.helpers import parallel_bulk
 
 from benchmarks.catalogue import TOP, draw_weights
-from benchmarks.elastic import client_of, node, peak
+from benchmarks.elastic import client_of, node, peak, settled
 from benchmarks.measure import Bench, cpu_seconds
 from benchmarks.scenario import Result
 from cco.config import Config, parse_config
@@ -92,19 +92,23 @@ def ours(bench: Bench) -> Result:
     """
 
     def work(source: Source, client: Elasticsearch, options: ElasticOptions) -> tuple[float, int, Expected]:
-        rounds = [source.patches(turn) for turn in range(-WARM_UP, ROUNDS + 1)]
-        seconds = asyncio.run(_write(source, options, rounds))
+        seconds = asyncio.run(_write(source, options, range(-WARM_UP, ROUNDS + 1)))
         return sum(seconds[-ROUNDS:]), ROUNDS * source.documents * len(source.kinds), source.decoded(ROUNDS)
 
     return _measured(bench, work, filled=False)
 
 
-async def _write(source: Source, options: ElasticOptions, rounds: Sequence[Sequence[Patches]]) -> list[float]:
-    """Seconds of each round; one begins when the one before is stored, so that nothing is coalesced."""
-    found = []
+async def _write(source: Source, options: ElasticOptions, turns: Sequence[int]) -> list[float]:
+    """Seconds of each round; one begins when the one before is stored, so that nothing is coalesced.
+
+    What the fill has left the node to merge is merged before a round whose time counts, with every writer.
+    """
+    rounds, found = [source.patches(turn) for turn in turns], []
     async with client_of(options) as client:
         writer = RowWriter(client, names(options).items)
-        for patches in rounds:
+        for turn, patches in zip(turns, rounds, strict=True):
+            if turn == 1:
+                await settled(client)
             begin = time.perf_counter()
             futures = []
             for some in patches:
@@ -116,6 +120,11 @@ async def _write(source: Source, options: ElasticOptions, rounds: Sequence[Seque
             raise RuntimeError(f"{writer.stats.counts.coalesced} documents were coalesced: fewer were written")
         await writer.close()
     return found
+
+
+async def _settle(options: ElasticOptions) -> None:
+    async with client_of(options) as client:
+        await settled(client)
 
 
 def naive(bench: Bench) -> Result:
@@ -184,7 +193,8 @@ def _measured(bench: Bench, work: Work, filled: bool = True) -> Result:
             if create(client, source.config, names(options)).problems:
                 raise RuntimeError("the index cannot be made")
             if filled:
-                asyncio.run(_write(source, options, [source.patches(turn) for turn in range(-WARM_UP, 1)]))
+                asyncio.run(_write(source, options, range(-WARM_UP, 1)))
+                asyncio.run(_settle(options))
             bench.start()
             seconds, rows, wanted = work(source, client, options)
             account = bench.memory() | {"cpu_seconds": cpu_seconds(), "node_cpu_seconds": cpu_seconds(server.pid)}

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,22 @@ class Place:
         agents: str = "both",
         session: float = SESSION,
         elasticsearch: str | None = None,
+        prefix: str = "",
     ) -> None:
         self.config, self.folder = config, folder
+        self._again = partial(
+            Place, config, toml, broker=broker, item_partitions=item_partitions, agents=agents, session=session,
+            elasticsearch=elasticsearch,
+        )  # fmt: skip
         patches = "none" if elasticsearch else "topic"  # patches go where there is a node, or else to their topic
         self.settings = Settings(
-            brokers=broker, item_partitions=item_partitions, patches=patches, elasticsearch_urls=elasticsearch
-        )
+            brokers=broker, topic_prefix=prefix, item_partitions=item_partitions, patches=patches,
+            elasticsearch_urls=elasticsearch,
+        )  # fmt: skip
         self.file = folder / "cco.toml"
         self.file.write_text(
-            f'{toml}\n[kafka]\nbrokers = "{broker}"\n[worker]\nitem_partitions = {item_partitions}\n'
+            f'{toml}\n[kafka]\nbrokers = "{broker}"\ntopic_prefix = "{prefix}"\n'
+            f'[worker]\ngroup = "{prefix}cco"\nitem_partitions = {item_partitions}\n'
             f'agents = "{agents}"\npatches = "{patches}"\nsession_timeout = "{session:.0f}s"\n'
             + (f'[elasticsearch]\nurls = "{elasticsearch}"\n' if elasticsearch else "")
         )
@@ -112,6 +120,17 @@ class Place:
     def spent(self) -> tuple[float, float]:
         """CPU seconds so far, of all workers and of the broker."""
         return sum(cpu_seconds(process.pid) for process in self.workers.values()), cpu_seconds(self.broker)
+
+    @contextmanager
+    def beside(self, prefix: str) -> Iterator[Place]:
+        """Another one on the same broker: its topics, group and folder have this prefix."""
+        (folder := self.folder / prefix).mkdir()
+        other = self._again(folder=folder, prefix=prefix)
+        other.broker = self.broker
+        try:
+            yield other
+        finally:
+            other.close()
 
     def close(self) -> None:
         """Kill the workers."""
@@ -173,38 +192,47 @@ def acknowledged(status: dict[str, Any] | None) -> int:
 
 
 def whole_path(bench: Bench, name: str, workers: int, sources: int, item_partitions: int) -> Result:
-    """JSON in, patches out: from the moment when the workers go on until every row is exact."""
+    """JSON in, patches out: from the moment when the workers go on until every row is exact.
+
+    All of it has run once before, with other topics: a broker that has just begun compiles for a minute of work.
+    """
     config, toml = purchases(sources)
     log = data.load(bench, name)
     bench.warm_up(lambda: None)
-    cores = sorted(os.sched_getaffinity(0))
     with place(bench, config, toml, item_partitions, session=SLEEP) as found:
-        names = [f"w{k}" for k in range(workers)]
-        for k, worker in enumerate(names):
-            found.worker(worker, cores[-1 - k % len(cores)])
-        until(lambda: spread_out(found, names, sources, item_partitions), "all partitions to be served")
-        found.signal(signal.SIGSTOP)  # the log is there as a whole when they begin
-        ingest(found, log)
-        before = found.spent()
-        begin, total, edits_done, stalest = time.perf_counter(), len(log), 0.0, 0.0
-        found.signal(signal.SIGCONT)
-        while True:
-            states = [s for s in map(found.status, names) if s]
-            items = [e for s in states for e in s["edits"].values()]
-            stalest = max([stalest, *(e["staleness"] for e in items)])
-            if not edits_done and sum(map(applied, states)) == total:
-                edits_done = time.perf_counter() - begin
-            if edits_done and all(e["exact"] and sum(e["sources"]) == total for e in items):
-                break
-            time.sleep(LOOK)
-        seconds = time.perf_counter() - begin
-        of_workers, of_broker = (after - first for after, first in zip(found.spent(), before, strict=True))
-        rows = sum(counted(found.metrics(name), "cco_rows_counted_total") for name in names)
-        return {
-            "cpu_seconds": of_workers, "broker_cpu_seconds": of_broker, "rows_counted": rows,
-            "rate": total / seconds, "edits_rate": total / edits_done, "seconds": seconds,
-            "events": total, "stalest_seconds": stalest, "peak_bytes": max(map(found.peak, names)),
-        }  # fmt: skip
+        with found.beside("warm-") as first:
+            _preloaded(first, log, workers, sources)
+        return _preloaded(found, log, workers, sources)
+
+
+def _preloaded(found: Place, log: data.Log, workers: int, sources: int) -> Result:
+    cores = sorted(os.sched_getaffinity(0))
+    names = [f"w{k}" for k in range(workers)]
+    for k, worker in enumerate(names):
+        found.worker(worker, cores[-1 - k % len(cores)])
+    until(lambda: spread_out(found, names, sources, found.settings.item_partitions), "all partitions to be served")
+    found.signal(signal.SIGSTOP)  # the log is there as a whole when they begin
+    ingest(found, log)
+    before = found.spent()
+    begin, total, edits_done, stalest = time.perf_counter(), len(log), 0.0, 0.0
+    found.signal(signal.SIGCONT)
+    while True:
+        states = [s for s in map(found.status, names) if s]
+        items = [e for s in states for e in s["edits"].values()]
+        stalest = max([stalest, *(e["staleness"] for e in items)])
+        if not edits_done and sum(map(applied, states)) == total:
+            edits_done = time.perf_counter() - begin
+        if edits_done and all(e["exact"] and sum(e["sources"]) == total for e in items):
+            break
+        time.sleep(LOOK)
+    seconds = time.perf_counter() - begin
+    of_workers, of_broker = (after - first for after, first in zip(found.spent(), before, strict=True))
+    rows = sum(counted(found.metrics(name), "cco_rows_counted_total") for name in names)
+    return {
+        "cpu_seconds": of_workers, "broker_cpu_seconds": of_broker, "rows_counted": rows,
+        "rate": total / seconds, "edits_rate": total / edits_done, "seconds": seconds,
+        "events": total, "stalest_seconds": stalest, "peak_bytes": max(map(found.peak, names)),
+    }  # fmt: skip
 
 
 def spread_out(found: Place, names: list[str], sources: int, item_partitions: int) -> bool:

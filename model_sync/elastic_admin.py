@@ -17,7 +17,6 @@ from elasticsearch import BadRequestError, Elasticsearch, NotFoundError
 from cco.config import Config
 from model_sync.elastic_client import ElasticProblem, IndexNames, reason
 from model_sync.elastic_mapping import (
-    FORMAT,
     KINDS,
     LOG,
     Difference,
@@ -245,7 +244,7 @@ def template(alias: str, wanted: Mapped, given: Mapped) -> dict[str, Any]:
     return {
         "index_patterns": [alias + _VERSIONS],
         "priority": _TEMPLATE_PRIORITY,
-        "version": FORMAT,
+        "version": wanted["_meta"]["cco"]["format"],
         "template": {"settings": {"index": given}, "mappings": wanted},
     }
 

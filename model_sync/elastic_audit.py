@@ -169,7 +169,7 @@ class ItemCheck:
         if ours != known:
             names = sorted(name for name in ours.keys() | known.keys() if ours.get(name) != known.get(name))
             yield f"{names[0]} is {ours.get(names[0])!r}, should be {known.get(names[0])!r}"
-        for name in ("known", "deleted", "rank", "tokens", "available", "expires"):
+        for name in ("known", "deleted", "rank", "tokens", "available", "expires", "returned"):
             has, should = source.get(name) or None, right[name] or None
             if has != should:
                 yield f"{name} is {_short(has)}, should be {_short(should)}"

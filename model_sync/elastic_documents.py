@@ -6,6 +6,7 @@ asked for, declared or not, and values compare exactly as they do in memory.
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import math
 import struct
@@ -22,7 +23,8 @@ from model_sync.contract import PRIORS, Range
 from model_sync.elastic_names import encoded
 from model_sync.metadata import Scalar, elements, moment
 
-_encode = msgspec.json.Encoder().encode
+_encode, _encode_sorted = (msgspec.json.Encoder(order=order).encode for order in (None, "deterministic"))
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 _LONGEST = 200  # bytes of text in a token; longer ones are hashed
 _SIGN = 1 << 63
 _ALL = (1 << 64) - 1
@@ -116,6 +118,7 @@ def metadata_fields(
         "known": properties is not None,
         "deleted": deleted,
         "properties": [] if properties is None else [dict(properties)],  # in a list: an object would be merged
+        "returned": _packed(known),
         "tokens": tokens(known),
         "rank": rank if rank > 0 else None,
         "available": _moments(known.get(config.items.available)),
@@ -124,6 +127,11 @@ def metadata_fields(
     if position is not None:
         fields["metadata_position"] = position
     return fields
+
+
+def _packed(properties: Mapping[str, Any]) -> str | None:
+    """Equal properties are equal texts: Elasticsearch gives them back in an order of its own."""
+    return binascii.b2a_base64(_encode_sorted(properties), newline=False).decode() if properties else None
 
 
 def _moments(value: Any) -> list[int]:
@@ -138,6 +146,14 @@ def properties_of(source: Mapping[str, object]) -> dict[str, Scalar | list[Scala
     if isinstance(found, list):
         found = found[0] if found else None
     return dict(found) if isinstance(found, Mapping) else {}
+
+
+def returned_properties(value: str | None) -> dict[str, Scalar | list[Scalar]]:
+    """The properties in the field "returned", which has them apart from all else; none where it cannot be read."""
+    try:
+        return {} if value is None else _decode(binascii.a2b_base64(value))
+    except (ValueError, msgspec.MsgspecError):  # not written by us
+        return {}
 
 
 def fields_json(fields: Mapping[str, bytes]) -> bytes:

@@ -1,6 +1,6 @@
 """How items and users are stored in Elasticsearch: mappings and settings as values, and what differs from them.
 
-FORMAT names the meaning of all fields together. It is kept in `_meta` of each index: what was written by another
+FORMATS name the meaning of all fields together. They are kept in `_meta` of each index: what was written by another
 format is refused, since equal names might mean something else there.
 """
 
@@ -14,10 +14,10 @@ from cco.config import Config
 from model_sync.contract import MAX_NUM, MAX_OFFSET
 from model_sync.elastic_names import encoded
 
-FORMAT = 1
 LOG = "log"  # in `_meta.cco`: which log the documents are made from, by whoever writes them; nothing before that
 Kind = Literal["items", "users"]
 KINDS: tuple[Kind, ...] = ("items", "users")
+FORMATS: dict[Kind, int] = {"items": 2, "users": 1}
 
 Mapped = dict[str, Any]
 
@@ -50,9 +50,9 @@ _DEFAULTS: Mapped = {
 
 
 def mapping(kind: Kind, config: Config) -> Mapped:
-    """The whole mapping of an index: strict, with FORMAT and the indicators in `_meta`."""
+    """The whole mapping of an index: strict, with its format and the indicators in `_meta`."""
     fields = _items(config) if kind == "items" else _users(config)
-    return {"dynamic": "strict", "_meta": {"cco": _meta(config)}, "properties": fields}
+    return {"dynamic": "strict", "_meta": {"cco": _meta(kind, config)}, "properties": fields}
 
 
 def settings() -> Mapped:
@@ -75,10 +75,10 @@ def demanded_settings() -> Mapped:
     return {"max_result_window": MAX_OFFSET + MAX_NUM}
 
 
-def _meta(config: Config) -> Mapped:
+def _meta(kind: Kind, config: Config) -> Mapped:
     # The properties that fields of their own are made from: under other names every document would have to be.
     named = {"available": config.items.available, "expires": config.items.expires, "rank": config.items.rank}
-    return {"format": FORMAT, "indicators": list(config.indicator_names), "items": named}
+    return {"format": FORMATS[kind], "indicators": list(config.indicator_names), "items": named}
 
 
 def _fields(config: Config, each: Mapped) -> Mapped:
@@ -97,6 +97,7 @@ def _items(config: Config) -> Mapped:
         "rows": {"properties": _fields(config, _SPARSE)},
         "priors": dict(_SPARSE),
         "properties": {"type": "object", "dynamic": "false", "properties": declared},
+        "returned": {"type": "binary", "doc_values": True},  # the properties: no hit needs its whole document read
         "tokens": {"type": "keyword", "doc_values": False},
         "available": {"type": "long"},
         "expires": {"type": "long"},

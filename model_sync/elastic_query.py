@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,15 +32,14 @@ from model_sync.contract import (
     contribution,
     in_order,
 )
-from model_sync.elastic_documents import equality_token, presence_token, properties_of, range_tokens
+from model_sync.elastic_documents import equality_token, presence_token, range_tokens, returned_properties
 from model_sync.elastic_names import decoded, encoded
 from model_sync.metadata import Scalar, elements, is_name, moment
 
 Body = dict[str, Any]
 Plan = Generator[list[Body], list[Mapping[str, Any]], list[Hit]]
 
-MOST_NAMED = 50  # properties that are picked by the server; of more, all are fetched
-MOST_WHOLE = 100  # hits of a page whose documents come as they are; of more, the server picks the parts
+MOST_WHOLE = 100  # hits of a page whose documents come as they are; of more, the server picks the rows
 _ORDER = [{"_score": {"order": "desc"}}, {"id": {"order": "asc"}}]
 _NOTHING: Body = {"match_none": {}}
 _CLAUSES = re.compile(r"maxClauseCount is set to (\d+)")  # in what Elasticsearch says of too many
@@ -84,14 +83,14 @@ def plan(query: Query, config: Config) -> Plan:
     if terms:
         terms = terms + (yield from _shares(asked))
         answer = _checked(query, (yield [asked.first_tier(terms)]))[0]
-        hits = [asked.hit(found, terms) for found in _hits(answer)]
+        hits = [asked.hit(found, terms) for found in _items(answer)]
         if len(hits) == query.num:
             return hits
         matched = query.offset + len(hits) if hits or not query.offset else int(answer["hits"]["total"]["value"])
     if query.backfill is not None:
         first = max(0, query.offset - matched)
         answer = _checked(query, (yield [asked.second_tier(terms, first, query.num - len(hits), hits)]))[0]
-        hits += [asked.hit(found, None) for found in _hits(answer)]
+        hits += [asked.hit(found, None) for found in _items(answer)]
     return hits
 
 
@@ -158,6 +157,11 @@ def too_large(query: Query, error: object) -> QueryError | None:
 def _hits(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = answer["hits"]["hits"]
     return found
+
+
+def _items(answer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The hits of a page; a document without an id is none of ours."""
+    return (hit for hit in _hits(answer) if hit["sort"][1] is not None)
 
 
 class _Asked:
@@ -229,46 +233,38 @@ class _Asked:
         if self._functions:
             modes = {"score_mode": "multiply", "boost_mode": "multiply"}
             ranked = {"function_score": {"query": ranked, "functions": self._functions, **modes}}
-        return {
-            "from": first,
-            "size": number,
-            "query": ranked,
-            "sort": _ORDER,
-            "track_total_hits": total,
-            "_source": self._source(terms),
-        }
+        page: Body = {"from": first, "size": number, "query": ranked, "sort": _ORDER, "track_total_hits": total}
+        return {**page, **self._parts(terms)}
 
-    def _source(self, terms: list[_Term]) -> list[str] | bool:
+    def _parts(self, terms: list[_Term]) -> Body:
         """The parts of documents that the hits are made of.
 
-        To pick them the server reads the names of all features in all rows, which takes it longer than everything
-        else; so where the hits are not many, they come with all that they have.
+        Their ids come with the order, and properties from a column. Only an explanation needs documents: to pick their
+        rows the server reads the names of all features, which takes it longer than everything else; so where the hits
+        are not many, they come with all that they have.
         """
-        wanted = sorted({term.field for term in terms}) if self.query.explain else []
-        names = self.query.fields
-        if names is not None:
-            names = tuple(name for name in (*names, *(field for field, _, _ in self._boosts)) if is_name(name))
-        if names is None or len(names) > MOST_NAMED or any(map(_is_pattern, names)):
-            wanted.append("properties")
-        else:
-            wanted += [f"properties.{name}" for name in sorted(set(names))]
-        return (self.query.num <= MOST_WHOLE or wanted) if wanted else False
+        parts: Body = {}
+        if self._boosts or self.query.fields is None or self.query.fields:
+            parts["docvalue_fields"] = ["returned"]
+        rows = sorted({term.field for term in terms}) if self.query.explain else []
+        if rows:
+            return {**parts, "_source": self.query.num <= MOST_WHOLE or rows}
+        return {**parts, "_source": False, "stored_fields": "_none_"}
 
     def hit(self, found: Mapping[str, Any], terms: list[_Term] | None) -> Hit:
         """A hit of the first tier, or, without terms, of the second."""
-        source = found.get("_source") or {}
-        properties = properties_of(source)
+        properties = returned_properties(next(iter(found.get("fields", {}).get("returned", ())), None))
         factor = 1.0
         for field, tokens, by in self._boosts:
             if not tokens.isdisjoint(equality_token(field, value) for value in elements(properties.get(field))):
                 factor *= by
         if self.query.fields is not None:
             properties = {name: properties[name] for name in self.query.fields if name in properties}
-        value = _float32(found["sort"][0])
+        value, item = _float32(found["sort"][0]), found["sort"][1]
         if terms is None:
-            return Hit(found["_id"], 0.0, properties, backfill=value, factor=factor)
-        why = in_order(_contributions(source, terms)) if self.query.explain else ()
-        return Hit(found["_id"], value, properties, factor=factor, contributions=why)
+            return Hit(item, 0.0, properties, backfill=value, factor=factor)
+        why = in_order(_contributions(found.get("_source") or {}, terms)) if self.query.explain else ()
+        return Hit(item, value, properties, factor=factor, contributions=why)
 
 
 def _terms(query: Query, config: Config) -> list[_Term]:
@@ -317,11 +313,6 @@ def matching(rule: Rule | Boost) -> Body:
     if isinstance(rule, Rule) and rule.match == "all":
         return {"bool": {"filter": [{"term": {"tokens": token}} for token in found]}}
     return {"terms": {"tokens": found}}
-
-
-def _is_pattern(name: str) -> bool:
-    """May the server take the name of a property for more than that, or not find it?"""
-    return "*" in name or "\\" in name or not name.isprintable()
 
 
 def _equal(field: str, values: Iterable[Scalar]) -> Iterable[str]:

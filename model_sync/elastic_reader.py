@@ -14,10 +14,12 @@ from cco.vocabulary import id_problem
 from model_sync.contract import Hit, Query
 from model_sync.elastic_client import ElasticProblem, IndexNames, elastic_errors
 from model_sync.elastic_index import known_properties
+from model_sync.elastic_mapping import FORMATS, KINDS
 from model_sync.elastic_query import Body, SearchFailed, of_part, plan, too_large
 from model_sync.elastic_users import UserHistory, user_history
 from model_sync.metadata import Properties
 
+_FORMAT = "*.mappings._meta.cco.format"
 _HEADERS = {"accept": "application/json", "content-type": "application/json"}
 _encode = msgspec.json.Encoder().encode  # a question of 60 terms is encoded in a tenth of the client's time
 
@@ -73,6 +75,19 @@ class AsyncElasticReader:
         if "error" in found:
             raise ElasticProblem(f"the history of a user cannot be read: {of_part(found['error'])}")
         return user_history(found["_source"] if found["found"] else None)
+
+    async def check_formats(self) -> None:
+        """Raises ElasticProblem if an index has documents of another format than those that are read here."""
+        for alias, kind in zip(self._names, KINDS, strict=True):
+            with elastic_errors():
+                of = await self._client.indices.get_mapping(index=alias, filter_path=_FORMAT)
+            for index, found in of.body.items():
+                has = found["mappings"]["_meta"]["cco"]["format"]
+                if has != FORMATS[kind]:
+                    raise ElasticProblem(
+                        f"{index} has documents of format {has}, and this version reads {FORMATS[kind]}:"
+                        " `cco index check` says what to do"
+                    )
 
     async def properties(self, item: str) -> Properties | None:
         """Metadata of an item as of the last write; None where it has none or is deleted."""

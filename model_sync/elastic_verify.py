@@ -15,7 +15,7 @@ from cco.rows import Rows
 from cco.vocabulary import Vocabulary
 from model_sync.contract import PRIORS, Query
 from model_sync.elastic_client import ElasticProblem
-from model_sync.elastic_documents import RowDocument, properties_of
+from model_sync.elastic_documents import RowDocument, properties_of, returned_properties
 from model_sync.elastic_index import ElasticIndex
 from model_sync.elastic_load import Loaded
 from model_sync.elastic_metadata import SOURCE
@@ -109,11 +109,13 @@ class Verifier:
                 raise self._wrong(f"the rows of {item[:40]!r} are others than were computed")
 
     def _metadata(self, loaded: Loaded) -> None:
-        found = self._get([item for item, _ in loaded.metadata_samples], SOURCE)
+        found = self._get([item for item, _ in loaded.metadata_samples], (*SOURCE, "returned"))
         for item, source in loaded.metadata_samples:
             has = found[item]
             same = all(has.get(name) == source.get(name) for name in ("known", "metadata_position"))
-            if not same or (source.get("known") and properties_of(has) != properties_of(source)):
+            told = properties_of(source) if source.get("known") else {}
+            same &= not told or told == properties_of(has) == returned_properties(has.get("returned"))
+            if not same:
                 raise self._wrong(f"the metadata of {item[:40]!r} is not that of {self._served}")
 
     def _questions(self, loaded: Loaded, items: Vocabulary) -> tuple[int, float | None]:

@@ -32,14 +32,15 @@ from model_sync.elastic_versions import NEXT, is_own_alias
 # While rows are handed over to an index that is not yet served: until the next, of the time that they took; seconds.
 REST, MOST_REST = 0.5, 1.0
 _META = "*.mappings._meta.cco"
-_LOOK = f"*.aliases,*.settings.index.uuid,{_META}.rebuild.epoch,{_META}.{LOG},{_META}.indicators"
+_LOOK = f"*.aliases,*.settings.index.uuid,{_META}.rebuild.epoch,{_META}.{LOG},{_META}.indicators,{_META}.format"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """An index. `alias`: what it is written by; `epoch`: of the rebuild that made it, if one did.
 
-    `log`: of which log it is; None: nobody has signed it. `indicators`: that it has fields for; None: not known.
+    `log`: of which log it is; None: nobody has signed it. `indicators`: that it has fields for, and `format`: of its
+    documents; None: not known.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Place:
     epoch: str | None
     log: Mapping[str, Any] | None = None
     indicators: tuple[str, ...] | None = None
+    format: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def _place(name: str, found: Mapping[str, Mapping[str, Any]], alias: str) -> Pla
     epoch, uuid = meta.get("rebuild", {}).get("epoch"), str(of["settings"]["index"]["uuid"])
     indicators = None if "indicators" not in meta else tuple(meta["indicators"])
     # An index made by hand may have no alias of its own.
-    return Place(name, uuid, own[0] if own else alias, epoch, meta.get(LOG), indicators)
+    return Place(name, uuid, own[0] if own else alias, epoch, meta.get(LOG), indicators, meta.get("format"))
 
 
 async def sign(client: AsyncElasticsearch, index: str, log: Mapping[str, Any]) -> None:

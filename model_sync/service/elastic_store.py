@@ -39,10 +39,12 @@ class ElasticStore:
             return await self._reader.properties(item)
 
     async def problem(self) -> str | None:
-        """Asks both indices for as little as there is."""
+        """Asks both indices for as little as there is, and of which format they are."""
         try:
             await self.search(Query(num=1, fields=()))
             await self.history("-")
+            with _problems():
+                await self._reader.check_formats()
         except StoreProblem as error:
             return str(error)
         return None

@@ -50,7 +50,7 @@ def test_create_check_and_describe(file: str, index_prefix: str, capsys: pytest.
     code, out, _ = run("describe")
     assert code == 0
     assert out.splitlines()[1].split() == ["P-items", "P-items-000001", "0", *out.splitlines()[1].split()[3:5],
-                                           "1", "green", "buy,", "view"]  # fmt: skip
+                                           "2", "green", "buy,", "view"]  # fmt: skip
     code, out, _ = run("describe", "--json")
     document = json.loads(out)
     assert (code, document["missing"]) == (0, [])
@@ -84,7 +84,7 @@ def test_an_index_that_does_not_fit_is_exit_code_1(
         document = json.loads(capsys.readouterr().out)
         assert document["ok"] is False
         first = document["problems"][0]
-        assert (first["path"], first["wanted"], first["in_place"]) == ("_meta.cco", "format 1", False)
+        assert (first["path"], first["wanted"], first["in_place"]) == ("_meta.cco", "format 2", False)
         assert "cannot be changed in place" in first["text"]
     assert main(["index", "create", "--config", file]) == 1
     assert "items-000001: dynamic: wanted strict, found the default: that cannot be" in capsys.readouterr().out

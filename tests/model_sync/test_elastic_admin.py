@@ -83,6 +83,7 @@ def test_the_mapping_takes_what_it_must_and_nothing_else(client: Elasticsearch, 
         "rows": {"buy": [{"a%2Eb": 1.5}], "view": []},
         "priors": [{"popular": 3.0}],
         "properties": [{"other": [1, "x"], **{f"p-{kind}": [1e300, "x", "", True, -1] for kind in KINDS}}],
+        "returned": "eyJhIjoxfQ==",
         "tokens": ["=tcategory\0x", "+" + "n" * 1000],
         "owner": {"at": 1_700_000_000_000, "claim": 2**40},
         "metadata_position": 0,
@@ -148,10 +149,10 @@ def other(**changed: Any) -> dict[str, Any]:
     ("found", "line"),
     [
         (other(dynamic="true"), "items-000001: dynamic: wanted strict, found true: that cannot be changed in place: "),
-        (other(_meta={}), "items-000001: _meta.cco: wanted format 1, found nothing: not made by us: that cannot be "),
+        (other(_meta={}), "items-000001: _meta.cco: wanted format 2, found nothing: not made by us: that cannot be "),
         (
-            other(_meta={"cco": {**mapping("items", CONFIG)["_meta"]["cco"], "format": 2}}),
-            "items-000001: _meta.cco.format: wanted 1, found 2: that cannot be changed in place: choose another index_",
+            other(_meta={"cco": {**mapping("items", CONFIG)["_meta"]["cco"], "format": 1}}),
+            "items-000001: _meta.cco.format: wanted 2, found 1: that cannot be changed in place: choose another index_",
         ),
         (
             mapping(
@@ -259,6 +260,6 @@ def test_describe_counts(client: Elasticsearch, aliases: IndexNames) -> None:
         client.index(index=aliases.items, id=str(k), document={"known": True}, refresh=True)
     items, users = describe(client, aliases)
     assert (items.alias, items.index, items.documents) == (aliases.items, aliases.items + "-000001", 3)
-    assert (items.format, items.indicators, items.health) == (1, ("buy", "view"), "green")
+    assert (items.format, items.indicators, items.health) == (2, ("buy", "view"), "green")
     assert users.documents == 0
     assert items.bytes > users.bytes

@@ -22,6 +22,7 @@ from model_sync.elastic_documents import (
     ordered,
     properties_of,
     range_tokens,
+    returned_properties,
     row_documents,
     tokens,
 )
@@ -76,11 +77,15 @@ def test_dates_are_moments() -> None:
 def test_properties_come_back_as_they_were(value: Any) -> None:
     given_ = {"v": value} if value is not None else {}
     fields = json.loads(json.dumps(metadata_fields(CONFIG, given_, 7)))
-    assert properties_of(fields) == given_ and fields["known"] is True and fields["deleted"] is False
+    assert properties_of(fields) == returned_properties(fields["returned"]) == given_
+    assert fields["known"] is True and fields["deleted"] is False
     assert fields["metadata_position"] == 7
     nothing: dict[str, Any] = {"available": [], "expires": []}
     gone = metadata_fields(CONFIG, None, None, deleted=True)
-    assert gone == {"known": False, "deleted": True, "properties": [], "tokens": [], "rank": None} | nothing
+    assert (
+        gone
+        == {"known": False, "deleted": True, "properties": [], "returned": None, "tokens": [], "rank": None} | nothing
+    )
     assert properties_of(gone) == {}
 
 

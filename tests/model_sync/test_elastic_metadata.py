@@ -80,8 +80,8 @@ def test_changes_of_an_item_are_made_in_order_and_at_once(
     assert found["properties"] == [{"price": 2, "rank": 5}] and found["rank"] == 5 and found["metadata_position"] == 4
     assert (found["known"], found["deleted"], found["version"]) == (True, False, 1)
     assert document(elastic, name, "j") | {"shuffle": 0} == {
-        "id": "j", "shuffle": 0, "known": False, "deleted": True, "properties": [], "tokens": [], "rank": None,
-        "metadata_position": 5, "version": 1, "available": [], "expires": [],
+        "id": "j", "shuffle": 0, "known": False, "deleted": True, "properties": [], "returned": None, "tokens": [],
+        "rank": None, "metadata_position": 5, "version": 1, "available": [], "expires": [],
     }  # fmt: skip
     assert document(elastic, name, "nobody") == {"version": None}
     assert document(elastic, name, "k")["deleted"] is False

@@ -15,6 +15,7 @@ from model_sync.contract import Hit, Query, QueryError, Rule
 from model_sync.elastic_admin import create
 from model_sync.elastic_client import ElasticOptions, ElasticProblem, async_client, names, sync_client
 from model_sync.elastic_index import ElasticIndex
+from model_sync.elastic_mapping import mapping
 from model_sync.elastic_query import too_large
 from model_sync.elastic_reader import AsyncElasticReader
 from model_sync.elastic_users import UserHistory, user_document
@@ -63,6 +64,28 @@ def test_reads_what_was_written(elasticsearch: ElasticsearchServer, index_prefix
         assert read(options, lambda reader: reader.properties("j")) is None
         with pytest.raises(QueryError, match="num"):
             read(options, lambda reader: reader.search(Query(num=0)))
+
+
+def test_documents_that_are_not_as_ours_are(elasticsearch: ElasticsearchServer, index_prefix: str) -> None:
+    options, items = ElasticOptions((elasticsearch.url,), prefix=index_prefix), Vocabulary()
+    alias = names(options).items
+    with sync_client(options) as client:
+        create(client, CONFIG, names(options))
+        index = ElasticIndex(client, alias, CONFIG, items)
+        index.apply(
+            patches(CONFIG, items, {"i": {"buy": {"x": 2.0}}, "j": {"buy": {"x": 1.0}}, "k": {"buy": {"x": 3.0}}})
+        )
+        index.put_items({"i": {"color": "red"}, "j": {"color": "blue"}})
+        client.update(index=alias, id="i", doc={"returned": "bm9uZQ=="})
+        client.update(index=alias, id="k", doc={"id": None})
+        index.flush()
+        hits = read(options, lambda reader: reader.search(Query(history={"buy": ["x"]}, num=3)))
+        assert [(hit.item, hit.properties) for hit in hits] == [("i", {}), ("j", {"color": "blue"})]
+        read(options, lambda reader: reader.check_formats())
+        meta = mapping("items", CONFIG)["_meta"]
+        client.indices.put_mapping(index=alias, meta={"cco": {**meta["cco"], "format": 1}})
+        with pytest.raises(ElasticProblem, match=f"{alias}-000001 has documents of format 1, and this version reads 2"):
+            read(options, lambda reader: reader.check_formats())
 
 
 def test_what_is_too_much_for_the_node_says_what_to_make_smaller(

@@ -44,7 +44,7 @@ def spoil(client: Elasticsearch, stack: Stack, turn: int) -> set[tuple[str, str]
     client.update(index=items, id=heavier, doc={"rows": {"purchase": [{**row[0], name: row[0][name] * 2}]}})
     client.update(index=items, id=empty, doc={"rows": {"purchase": []}})  # but `filled` says that it is not
     client.delete(index=items, id=gone)
-    client.update(index=items, id=renamed, doc={"rank": 3.5})
+    client.update(index=items, id=renamed, doc={"rank": 3.5, "returned": "bm9uZQ=="})
     client.index(index=items, id="never seen", document={
         "id": "never seen", "shuffle": 0.5, "rows": {"view": [{heavier: 9.5}]}, "filled": {"view": True},
     })  # fmt: skip

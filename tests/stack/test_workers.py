@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import threading
@@ -29,6 +30,7 @@ from tests.stack.serving import serving
 from tests.stack.stack import Stack, changes_of
 
 USERS, PACE = 300, 600.0  # of flows of events
+LONGER = float(os.environ.get("NODE_STANDS_STILL", "0"))  # seconds: `make soak` sets it
 ITEMS = [f"item-{k}" for k in range(90)]  # some without events, most with
 QUESTIONS = [{"user": f"user-{k}"} for k in range(20)] + [{"item": "item-1", "priors": {"hot": 0.1}}, {}]
 TO_DO = (  # what whoever runs it is told
@@ -217,6 +219,8 @@ def _stands_still(stack: Stack, node: ElasticsearchServer, worker: WorkerProcess
             assert http.post("/events", json=event).status_code == 200
             stack.change_items(changes_of(ITEMS, 3))
             wait_for(lambda: "did not answer in time" in worker.get("/readyz")[1], "the worker to say so")
+            time.sleep(LONGER)
+            assert http.post("/recommendations", json={"user": "user-1"}).status_code == 503 and worker.running
         finally:
             node.resume()
         wait_for(lambda: stack.ask(url, {"user": "me"})["history"] == 1, "my event")
