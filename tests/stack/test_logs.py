@@ -12,6 +12,7 @@ from aiokafka.admin import NewPartitions
 
 from agents.cli.main import main
 from agents.health import status
+from model_sync.elastic_mapping import FORMATS
 from tests.kafka.events import generated
 from tests.kafka.world import WorkerProcess, administer, make_topics_anew, wait_for
 from tests.stack.conftest import MakeStack
@@ -68,7 +69,7 @@ def nobody_has_signed_it(stack: Stack, worker: WorkerProcess) -> None:
         stack.check_all()
         [found] = client.indices.get_mapping(index=stack.names.items).body.values()
         assert set(found["mappings"]["_meta"]["cco"]["log"]) == {"interactions", "items"}
-        assert found["mappings"]["_meta"]["cco"]["format"] == 1
+        assert found["mappings"]["_meta"]["cco"]["format"] == FORMATS["items"]
     assert worker.stop() == 0
 
 
