@@ -201,12 +201,12 @@ def whole_path(bench: Bench, name: str, workers: int, sources: int, item_partiti
     bench.warm_up(lambda: None)
     with place(bench, config, toml, item_partitions, session=SLEEP) as found:
         with found.beside("warm-") as first:
-            _preloaded(first, log, workers, sources)
-        return _preloaded(found, log, workers, sources)
+            _preloaded(first, log, workers)
+        return _preloaded(found, log, workers)
 
 
-def _preloaded(found: Place, log: data.Log, workers: int, sources: int) -> Result:
-    cores = sorted(os.sched_getaffinity(0))
+def _preloaded(found: Place, log: data.Log, workers: int) -> Result:
+    cores, sources = sorted(os.sched_getaffinity(0)), found.config.retention.source_partitions
     names = [f"w{k}" for k in range(workers)]
     for k, worker in enumerate(names):
         found.worker(worker, cores[-1 - k % len(cores)])

@@ -70,6 +70,16 @@ def settings() -> Mapped:
     }
 
 
+def format_problem(index: str, kind: Kind, found: int | None, does: str) -> str | None:
+    """Why an index with documents of format `found` (None: not known) is not for this version, which `does` ours."""
+    if found in (None, FORMATS[kind]):
+        return None
+    return (
+        f"{index} has documents of format {found}, and this version {does} {FORMATS[kind]}:"
+        " `cco index check` says what to do"
+    )
+
+
 def demanded_settings() -> Mapped:
     """The settings among them that queries depend on; the others may be tuned."""
     return {"max_result_window": MAX_OFFSET + MAX_NUM}

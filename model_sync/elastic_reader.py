@@ -14,7 +14,7 @@ from cco.vocabulary import id_problem
 from model_sync.contract import Hit, Query
 from model_sync.elastic_client import ElasticProblem, IndexNames, elastic_errors
 from model_sync.elastic_index import known_properties
-from model_sync.elastic_mapping import FORMATS, KINDS
+from model_sync.elastic_mapping import KINDS, format_problem
 from model_sync.elastic_query import Body, SearchFailed, of_part, plan, too_large
 from model_sync.elastic_users import UserHistory, user_history
 from model_sync.metadata import Properties
@@ -82,12 +82,9 @@ class AsyncElasticReader:
             with elastic_errors():
                 of = await self._client.indices.get_mapping(index=alias, filter_path=_FORMAT)
             for index, found in of.body.items():
-                has = found["mappings"]["_meta"]["cco"]["format"]
-                if has != FORMATS[kind]:
-                    raise ElasticProblem(
-                        f"{index} has documents of format {has}, and this version reads {FORMATS[kind]}:"
-                        " `cco index check` says what to do"
-                    )
+                problem = format_problem(index, kind, found["mappings"]["_meta"]["cco"]["format"], "reads")
+                if problem is not None:
+                    raise ElasticProblem(problem)
 
     async def properties(self, item: str) -> Properties | None:
         """Metadata of an item as of the last write; None where it has none or is deleted."""

@@ -113,8 +113,8 @@ class Verifier:
         for item, source in loaded.metadata_samples:
             has = found[item]
             same = all(has.get(name) == source.get(name) for name in ("known", "metadata_position"))
-            told = properties_of(source) if source.get("known") else {}
-            same &= not told or told == properties_of(has) == returned_properties(has.get("returned"))
+            if source.get("known"):
+                same &= properties_of(source) == properties_of(has) == returned_properties(has.get("returned"))
             if not same:
                 raise self._wrong(f"the metadata of {item[:40]!r} is not that of {self._served}")
 

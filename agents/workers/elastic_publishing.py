@@ -30,7 +30,7 @@ from model_sync.bulk_types import Refusal, Rows, Statistics
 from model_sync.bulk_writer import RowWriter, UserDocument, UserWriter, WriterStats
 from model_sync.elastic_client import ElasticProblem, async_client, names
 from model_sync.elastic_documents import fields_json
-from model_sync.elastic_mapping import FORMATS, Difference, Kind
+from model_sync.elastic_mapping import Difference, Kind, format_problem
 from model_sync.elastic_metadata import MetadataWriter
 
 if TYPE_CHECKING:
@@ -112,11 +112,9 @@ class ElasticPublishing:
     async def _fit(self, places: Sequence[tuple[Place, Kind]]) -> bool:
         """Whether documents of ours fit these indices: fields that indicators lack there are added."""
         for place, kind in places:
-            if place.format not in (None, FORMATS[kind]):
-                self.trouble = (
-                    f"Elasticsearch: nothing is published: {place.name} has documents of format {place.format}, and"
-                    f" this version writes {FORMATS[kind]}: `cco index check` says what to do"
-                )
+            problem = format_problem(place.name, kind, place.format, "writes")
+            if problem is not None:
+                self.trouble = f"Elasticsearch: nothing is published: {problem}"
                 return False
             try:
                 new = await fit(self._client, place, kind, self._worker.config)
@@ -162,7 +160,7 @@ class ElasticPublishing:
         self._served = served.id
         if following is None or following.id == served.id or following.epoch != epoch:
             return [served]
-        if following.format not in (None, FORMATS["items"]):
+        if format_problem(following.name, "items", following.format, "writes") is not None:
             return [served]  # another version makes it
         return [served, following]
 

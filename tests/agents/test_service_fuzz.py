@@ -217,8 +217,7 @@ bodies: dict[str, st.SearchStrategy[Any]] = {
 requests = st.sampled_from(sorted(bodies)).flatmap(
     lambda path: st.tuples(
         st.just(path),
-        # three objects: the same one three times would be as likely as once
-        st.one_of(*(bodies[path].map(json.dumps).map(str.encode) for _ in range(3)), st.binary(max_size=40)),
+        st.one_of(*3 * [bodies[path].map(json.dumps).map(str.encode)], st.binary(max_size=40)),
         st.sampled_from([READ, *5 * [WRITE, BOTH], None, "unknown-0123456789"]),
         st.sampled_from(["bearer", "x-api-key", "accessKey"]),
     )
@@ -281,7 +280,7 @@ def fuzz(served: Served, examples: int) -> None:
 
     one()
     kinds = Counter("item" if record.get("entityType") == "item" else "user" for record in served.accepted)
-    assert kinds["user"] > examples // 60 and kinds["item"] > 2, f"too little was accepted to show anything: {kinds}"
+    assert kinds["user"] > examples // 40 and kinds["item"] > 2, f"too little was accepted to show anything: {kinds}"
 
 
 def test_embedded(tmp_path: Path) -> None:
