@@ -316,7 +316,7 @@ class Engine:
         return asked_history(self.config.primary, item, items, history, own)
 
     def whole_history(self, user: str) -> dict[str, list[str]]:
-        """All that is retained of a user, per indicator latest first; nothing for an unknown one.
+        """All that is retained of a user, per indicator latest first, then by id; nothing for an unknown one.
 
         Any thread may ask, also while another one learns.
         """

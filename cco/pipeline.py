@@ -159,7 +159,7 @@ class Pipeline:
         return dict(zip(self.config.indicator_names, (int(n) for n in total), strict=True))
 
     def history(self, user: int) -> dict[str, list[tuple[int, int]]]:
-        """Per indicator the retained (item, time) of a user, latest first."""
+        """Per indicator the retained (item, time) of a user, latest first, those of one time by id."""
         found = self.user_stages[self.source_of(user)].history(user)
         return {
             name: list(zip(items.tolist(), times.tolist(), strict=True))

@@ -89,7 +89,10 @@ class UserStage:
         return user < self._state.flags.size and bool(self._state.flags[user] & MEMBER)
 
     def history(self, user: int) -> list[tuple[Words, Words]]:
-        """(items, times) retained for the user, one pair per indicator, latest first, then by index."""
+        """(items, times) retained for the user, one pair per indicator, latest first, those of one time by id.
+
+        Not by index: that depends on which ids came first in the run that is asked.
+        """
         kinds = self._rule.caps.size
         found = []
         for t in range(kinds):
@@ -98,7 +101,8 @@ class UserStage:
                 start, n = (int(x) for x in self._state.histories.head[user * kinds + t])
             items = self._state.histories.data[start : start + n].copy()
             times = self._state.histories.extra[start : start + n].copy()
-            order = np.lexsort((items, -times.astype(np.int64)))
+            by_id = np.array(sorted(range(n), key=self._items.names(items).__getitem__), np.int64)
+            order = by_id[np.argsort(-times[by_id].astype(np.int64), kind="stable")]
             found.append((items[order], times[order]))
         return found
 

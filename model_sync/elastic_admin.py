@@ -97,7 +97,9 @@ def describe(client: Elasticsearch, names: IndexNames) -> list[IndexDescription]
     """The aliases that are there, with their indices. Raises what the client raises: use `elastic_errors`."""
     found = []
     for alias in names:
-        for index in _behind(client, alias):
+        for index in _named(client, alias):
+            if index == alias:
+                continue
             meta = _mapping(client, index).get("_meta", {}).get("cco", {})
             stats = client.indices.stats(index=index, metric=["docs", "store"])["indices"].get(index, {})
             primaries, total = stats.get("primaries", {}), stats.get("total", {})
@@ -144,7 +146,7 @@ def _create(client: Elasticsearch, alias: str, wanted: Mapped, done: Created, ha
         else:
             done.made.append(f"{index}: index behind {alias}")
         # Or somebody else has just made it, with the same or another configuration: look at it again.
-        if not _behind(client, alias):
+        if not _named(client, alias):
             raise ElasticProblem(f"{index} is being made by somebody else: run `cco index create` again")
     elif problem is not None:
         client.indices.put_alias(index=index, name=alias)
@@ -182,25 +184,26 @@ def _mend(client: Elasticsearch, index: str, wanted: Mapped, done: Created) -> N
     done.made.extend([f"{index}: {each.path}: {each.wanted}" for each in found])
 
 
-def _behind(client: Elasticsearch, alias: str) -> list[str]:
+def _named(client: Elasticsearch, name: str) -> list[str]:
+    """The indices that a name leads to, in one look: those behind the alias, or the index of that very name."""
     try:
-        return sorted(client.indices.get_alias(name=alias))
+        return sorted(client.indices.get_alias(index=name))
     except NotFoundError:
         return []
 
 
 def _target(client: Elasticsearch, alias: str) -> tuple[str | None, Difference | None]:
     """The index behind an alias, and what is wrong with the alias."""
-    found = _behind(client, alias)
+    found = _named(client, alias)
+    wanted = "an alias of one index"
+    if found == [alias]:
+        # Whoever writes to an alias that is not there makes such an index, unless told not to.
+        return None, Difference(alias, "", wanted, "an index of that name", False, f"delete the index {alias}")
     if len(found) == 1:
         return found[0], None
-    wanted = "an alias of one index"
     if found:
         several = f"one of {len(found)}: {', '.join(found)}"
         return None, Difference(alias, "", wanted, several, False, "remove it from all indices but one")
-    if client.indices.exists(index=alias):
-        # Whoever writes to an alias that is not there makes such an index, unless told not to.
-        return None, Difference(alias, "", wanted, "an index of that name", False, f"delete the index {alias}")
     left = _unaliased(client, alias)
     if len(left) > 1:
         which = f"none, but {', '.join(left)}"

@@ -214,9 +214,7 @@ class UserPartition:
         history: dict[str, tuple[list[str], int]] = {}
         last: int | None = None
         for name, (items, times) in zip(self.config.indicator_names, self.stage.history(user), strict=True):
-            ids = self.items.names(items[:MOST_ITEMS].tolist())
-            latest_first = sorted(zip((-times.astype(np.int64)).tolist(), ids, strict=False))  # of one time: by id
-            history[name] = [item for _, item in latest_first], items.size
+            history[name] = self.items.names(items[:MOST_ITEMS]), items.size
             last = max([last or 0, int(times[0])]) if times.size else last
         body = user_document(history, last, self.stage.is_member(user), self.source, self.position)
         return UserDocument(self.users.name(user), self.position, body)

@@ -205,7 +205,7 @@ changes = st.fixed_dictionaries(
     {"event": st.sampled_from(["$set", "$unset", "$delete"]), "entityType": st.just("item"), "entityId": few},
     optional={"properties": st.dictionaries(st.sampled_from(["p", "q.r", "é"]), scalars, max_size=2)},
 )
-records = sane | changes | interactions | of_prediction_io
+records = sane | sane.map(dict) | sane.map(dict) | changes | interactions | of_prediction_io  # one of each is one draw
 ur_names = [field.alias or name for name, field in AskedQuery.model_fields.items()]
 bodies: dict[str, st.SearchStrategy[Any]] = {
     "/recommendations": st.dictionaries(st.sampled_from(QUESTION_NAMES), values, max_size=4) | values,
@@ -217,7 +217,7 @@ bodies: dict[str, st.SearchStrategy[Any]] = {
 requests = st.sampled_from(sorted(bodies)).flatmap(
     lambda path: st.tuples(
         st.just(path),
-        st.one_of(*3 * [bodies[path].map(json.dumps).map(str.encode)], st.binary(max_size=40)),
+        st.one_of(*(bodies[path].map(json.dumps).map(str.encode) for _ in range(3)), st.binary(max_size=40)),
         st.sampled_from([READ, *5 * [WRITE, BOTH], None, "unknown-0123456789"]),
         st.sampled_from(["bearer", "x-api-key", "accessKey"]),
     )

@@ -55,6 +55,7 @@ def test_all_state_is_lost_and_the_log_has_lost_its_beginning(make_world: MakeWo
     batches = [generated(world, 3_000, seed=71)]
     world.produce(batches[-1])
     world.settle()
+    world.wait_until_shared()
     worker.kill()
     for seed in (72, 73):  # while nobody learns
         batches.append(generated(world, 1_000, seed=seed))

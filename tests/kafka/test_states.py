@@ -21,7 +21,6 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from agents.cli.main import main
 from agents.engine import Engine
 from agents.kafka.logs import look_at_logs
-from agents.state.shared_copy import SharedCopy
 from agents.state.store import StateStore
 from agents.workers.user_partition import SourceLog, UserPartition
 from cco.batch import rebuild
@@ -236,12 +235,7 @@ def test_a_lost_state_comes_from_the_shared_copy(make_world: MakeWorld) -> None:
     world.produce(generated(world, 3_000, seed=52))
     world.settle()
     ends = world.log_ends()
-    shares = [SharedCopy(str(world.folder / "share"), f"interactions-{source}") for source in range(4)]
-
-    def copied() -> list[int]:
-        return [copy.offset if (copy := share.newest()) else 0 for share in shares]
-
-    wait_for(lambda: copied() == ends, "copies of all of it")
+    world.wait_until_shared()
     worker.kill()
     folders = [folder_of(world, source) for source in range(4)]
     shutil.rmtree(folders[0])
@@ -348,6 +342,7 @@ def test_a_log_whose_beginning_is_gone(make_world: MakeWorld) -> None:
     world.settle()
     assert world.model() == rebuilt(world, batches)
     assert [state for state, _ in served(worker).values()] == ["local"] * 4
+    world.wait_until_shared()
 
     # of partition 1 records are deleted before they are read
     position = world.log_ends()[1]

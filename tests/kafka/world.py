@@ -34,6 +34,7 @@ from agents.kafka.producing import produce
 from agents.kafka.reading import rebuild_from_log
 from agents.kafka.topics import create_topics, describe_topics
 from agents.settings import Settings
+from agents.state.shared_copy import SharedCopy
 from agents.workers.patches_file import read_patches_topic
 from cco.config import Config, parse_config
 from cco.event_data import EventBatch
@@ -355,6 +356,16 @@ class World:
     def settle(self, seconds: float = PATIENCE) -> None:
         """Wait until the published model has caught up with the log."""
         wait_for(self.settled, "the published model to catch up with the log", seconds)
+
+    def wait_until_shared(self) -> None:
+        """Until there are shared copies of all states as of the end of the log."""
+        copies = [SharedCopy(str(self.folder / "share"), f"interactions-{p}") for p in range(len(self.log_ends()))]
+
+        def shared() -> bool:
+            newest = [copy.newest() for copy in copies]
+            return [copy and copy.offset for copy in newest] == self.log_ends()
+
+        wait_for(shared, "shared copies of everything")
 
     def model(self) -> bytes:
         """What the patches made of the index, as a model file."""

@@ -228,6 +228,36 @@ def test_several_may_create_at_a_time(client: Elasticsearch, aliases: IndexNames
     assert check(client, CONFIG, aliases) == []
 
 
+def test_another_creates_between_any_two_requests(
+    client: Elasticsearch, options: ElasticOptions, aliases: IndexNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the one has seen before, it finds nothing wrong after."""
+    perform = client.transport.perform_request
+
+    def interrupted(place: int) -> int:
+        """How many requests `create` took while another one came between; all is made anew."""
+        asked = 0
+
+        def between(method: str, target: str, **given: Any) -> Any:
+            nonlocal asked
+            if asked == place:
+                with sync_client(options) as other:
+                    assert create(other, CONFIG, aliases).problems == []
+            asked += 1
+            return perform(method, target, **given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(client.transport, "perform_request", between)
+            assert create(client, CONFIG, aliases).problems == []
+        assert check(client, CONFIG, aliases) == []
+        client.indices.delete(index=[f"{alias}-000001" for alias in aliases])
+        client.indices.delete_index_template(name=[*aliases])
+        return asked
+
+    for place in range(interrupted(-1)):
+        assert interrupted(place) > place
+
+
 def test_a_window_that_is_too_small_is_widened(client: Elasticsearch, aliases: IndexNames) -> None:
     create(client, CONFIG, aliases)
     index = aliases.items + "-000001"

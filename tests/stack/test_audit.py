@@ -11,7 +11,6 @@ from elasticsearch import Elasticsearch
 
 from agents.audit.audit import Audit, Auditor
 from agents.cli.main import main
-from agents.state.shared_copy import SharedCopy
 from agents.state.store import StateStore
 from tests.kafka.events import generated
 from tests.kafka.flow import Flow
@@ -88,25 +87,13 @@ def test_what_is_wrong_is_named_and_mended(make_stack: MakeStack, capsys: pytest
     wait_for(lambda: worker.metric("cco_patches_sent_total") >= sent + 60, "the worker to publish everything again")
     stack.check_all()
     assert audit(stack).ok
-    wait_until_shared(stack)
+    stack.wait_until_shared()
     assert worker.stop() == 0  # and with nobody there who could publish it
     with stack.client() as client:
         expected = spoil(client, stack, 1)
     assert named(audit(stack)) == expected
     assert audit(stack, repair=True).ok
     states_are_compared_at_their_own_offsets(stack)
-
-
-def wait_until_shared(stack: Stack) -> None:
-    """Until there are copies of all states as of the end of the log."""
-    copies = [SharedCopy(str(stack.folder / "share"), f"interactions-{source}") for source in range(4)]
-    ends = stack.log_ends()
-
-    def shared() -> bool:
-        newest = [copy.newest() for copy in copies]
-        return [copy and copy.offset for copy in newest] == ends
-
-    wait_for(shared, "shared copies of everything")
 
 
 def states_are_compared_at_their_own_offsets(stack: Stack) -> None:
