@@ -98,9 +98,10 @@ def _with_state(
             part, after = read
             engine.apply_parsed(Parsed(part.batch, part.rejections, part.item_changes))
             position = after
-            checkpoints.step(position.to_json, time.monotonic())
             bytes_read = sum(sizes[: part.file]) + part.bytes_read
+            # Before a state may have it: what was refused is told again after a kill, rather than never.
             tell(replace(part, records=position.records, bytes_read=bytes_read, bytes_total=sum(sizes)))
+            checkpoints.step(position.to_json, time.monotonic())
         checkpoints.finish(position.to_json)
     _drain(engine, of_drain)
     return ReplaySummary(

@@ -354,10 +354,11 @@ class ItemStage:
         return self._counter.counts(self._state, kind, item, feature, self._column_counts(kind), self.members)
 
     def heaviest(self, number: int) -> list[tuple[int, int]]:
-        """(item, users who have it), most users first, then by index."""
+        """(item, users who have it) of the `number` items with most users, and of all that tie with the last."""
         users = self._state.holders.head[: len(self._items), 1].astype(np.int64)
-        order = np.lexsort((np.arange(users.size), -users))[:number]
-        return [(int(i), int(users[i])) for i in order if users[i] > 0]
+        least = int(np.partition(users, -number)[-number]) if 0 < number < users.size else 0
+        found = np.flatnonzero(users >= max(least, 1)) if number else users[:0]
+        return list(zip(found.tolist(), users[found].tolist(), strict=True))
 
     def nbytes(self) -> int:
         """Bytes in use, the unused ends of growing arrays apart."""

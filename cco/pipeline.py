@@ -177,9 +177,9 @@ class Pipeline:
         return self.item_stages[int(self.items.partitions(self._item_partitions)[item])]
 
     def heaviest(self, number: int) -> list[tuple[int, int]]:
-        """(item, users who have it) of the most popular primary items."""
+        """(item, users who have it) of the most popular primary items; of as many users, by id."""
         found = [entry for stage in self.item_stages for entry in stage.heaviest(number)]
-        return sorted(found, key=lambda entry: (-entry[1], entry[0]))[:number]
+        return sorted(found, key=lambda entry: (-entry[1], self.items.name(entry[0])))[:number]
 
     def nbytes(self) -> dict[str, int]:
         """Bytes in use by the state of each kind of stage."""

@@ -127,7 +127,7 @@ class ItemCheck:
         wanted = dict.fromkeys(self.rows)
         if self.metadata is not None:
             wanted |= dict.fromkeys(item for item, of in self.metadata.items() if of.properties is not None)
-        for item in wanted.keys() - self._seen:
+        for item in sorted(wanted.keys() - self._seen):
             found = self._check(Document(item, {}, None))
             if found is not None:
                 yield found

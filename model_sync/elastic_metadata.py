@@ -78,37 +78,76 @@ class Wait:
 Steps = Generator[Read | Write | Wait, Any, list[Refusal]]
 
 
+class _Waiting:
+    """The changes that are not made yet, by item: all of one go together, or one by one once that was refused."""
+
+    def __init__(self) -> None:
+        self.refused: list[Refusal] = []
+        self._changes: dict[str, list[PositionedChange]] = {}
+        self._alone: set[str] = set()  # items, one of whose changes is refused
+
+    def __bool__(self) -> bool:
+        return bool(self._changes)
+
+    def add(self, given: PositionedChange) -> None:
+        """Or refuse it, if it cannot be made anywhere."""
+        problem = change_problem(given.change)
+        if problem is None:
+            self._changes.setdefault(given.change.item_id, []).append(given)
+        else:
+            self.refused.append(Refusal(given.position, problem))
+
+    def items(self) -> list[str]:
+        """As many as one request takes."""
+        return list(self._changes)[:MOST_DOCUMENTS]
+
+    def next(self, item: str) -> list[PositionedChange]:
+        """Those of an item that go together now."""
+        return self._changes[item][: 1 if item in self._alone else None]
+
+    def done(self, item: str) -> None:
+        """They are made."""
+        left = self._changes[item][len(self.next(item)) :]
+        if left:
+            self._changes[item] = left
+        else:
+            del self._changes[item]
+
+    def refuse(self, item: str, reason: str) -> None:
+        """They cannot be made; which of them is found out first, for what is together is chance."""
+        together = self.next(item)
+        if len(together) > 1:
+            self._alone.add(item)
+        else:
+            self.refused.append(Refusal(together[0].position, reason))
+            self.done(item)
+
+
 def write(config: Config, changes: Iterable[PositionedChange], chance: Callable[[], float] = random.random) -> Steps:
     """Make changes, those of an item in their order and in one go, and return those that are refused.
 
     `chance` gives numbers from 0 to 1, which spread the writers that were told to wait. Raises ElasticProblem if
     there is no index.
     """
-    refused: list[Refusal] = []
-    waiting: dict[str, list[PositionedChange]] = {}
+    waiting = _Waiting()
     for given in changes:
-        problem = change_problem(given.change)
-        if problem is None:
-            waiting.setdefault(given.change.item_id, []).append(given)
-        else:
-            refused.append(Refusal(given.position, problem))
+        waiting.add(given)
     wait, most_bytes = FIRST_WAIT, MOST_BYTES
     while waiting:
-        ids = list(waiting)[:MOST_DOCUMENTS]
+        ids = waiting.items()
         documents = yield Read(ids)
         actions = []
         for item, document in zip(ids, documents, strict=True):
-            lines = _action(config, item, document, waiting[item])
+            lines = _action(config, item, document, waiting.next(item))
             if lines is None:
-                del waiting[item]
+                waiting.done(item)
             else:
                 actions.append((item, lines))
         slow = False
         for part in _parts(actions, most_bytes):
             answers = yield Write([line for _, lines in part for line in lines])
             if answers is None and len(part) == 1:
-                item = part[0][0]
-                refused += [Refusal(given.position, f"{_what(item)}: too large") for given in waiting.pop(item)]
+                waiting.refuse(part[0][0], f"{_what(part[0][0])}: too large")
                 continue
             if answers is None:
                 most_bytes = min(most_bytes, _size(part) // 2)
@@ -117,17 +156,17 @@ def write(config: Config, changes: Iterable[PositionedChange], chance: Callable[
                 [result] = answer.values()
                 status = result["status"]
                 if status < 300:
-                    del waiting[item]
+                    waiting.done(item)
                 elif status in _NOT_NOW or result["error"]["type"] == _BLOCKED:
                     slow = True
                 elif result["error"]["type"] == "index_not_found_exception":
                     raise ElasticProblem(f"metadata of items cannot be written: {result['error'].get('reason')}")
                 elif status not in _ANOTHER:
-                    refused += [Refusal(given.position, _reason(item, result["error"])) for given in waiting.pop(item)]
+                    waiting.refuse(item, _reason(item, result["error"]))
         if slow:
             yield Wait(wait * (0.5 + chance() / 2))
         wait = min(2 * wait, LONGEST_WAIT) if slow else FIRST_WAIT
-    return refused
+    return waiting.refused
 
 
 def _action(

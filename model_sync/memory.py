@@ -368,6 +368,6 @@ class MemoryIndex:
 
 
 def _copied(properties: Properties, fields: tuple[str, ...] | None = None) -> Properties:
-    """A copy that the caller may change, of all properties or of some."""
-    names = properties if fields is None else [name for name in fields if name in properties]
+    """A copy that the caller may change, of all properties, by name, or of some."""
+    names = sorted(properties) if fields is None else [name for name in fields if name in properties]
     return {name: list(v) if isinstance(v := properties[name], list) else v for name in names}

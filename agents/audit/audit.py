@@ -131,7 +131,7 @@ class Auditor:
             last = self._round(audit)
         still = last.truth.ends == first.truth.ends
         wrong = {key: found for key, found in last.found.items() if still or _untouched(first.found.get(key), found)}
-        audit.differences = [difference for found in wrong.values() for difference in found.differences]
+        audit.differences = [difference for key in sorted(wrong) for difference in wrong[key].differences]
         audit.moving = len(last.found) - len(wrong)
         last.found = wrong
         return last

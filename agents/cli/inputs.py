@@ -90,13 +90,16 @@ class Intake:
     def _reject(self, rejections: Sequence[Rejection], letters: TextIO | None) -> None:
         self.rejected += len(rejections)
         self.first += rejections[: SHOWN - len(self.first)]
-        if letters is not None:
+        if letters is not None and rejections:
             letters.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejections)
+            letters.flush()
+            with contextlib.suppress(OSError):  # a pipe or a device keeps nothing
+                os.fsync(letters.fileno())
 
     def conclude(self, resumed: int = 0, rejected_before: int = 0) -> None:
         """Say on stderr what was rejected. Raises UsageProblem if there was nothing else, or with `strict`.
 
-        `resumed`: records that earlier runs into the same state had read, `rejected_before`: and rejected.
+        `resumed`: records that earlier runs, where this one went on, had read, `rejected_before`: and rejected.
         """
         for rejection in self.first:
             print(f"cco: {rejection.file}:{rejection.line}: {rejection.reason}: {rejection.record}", file=sys.stderr)
@@ -111,7 +114,9 @@ class Intake:
         if self.rejected and self.strict:
             raise UsageProblem(f"{records} (--strict)")
         if rejected_before and self.strict:
-            raise UsageProblem(f"{rejected_before:,} records were rejected in earlier runs into this state (--strict)")
+            raise UsageProblem(
+                f"{rejected_before:,} records were rejected by earlier runs, where this one goes on (--strict)"
+            )
         if self.rejected:
             warn(records)
         elif empty:

@@ -130,7 +130,7 @@ def _rebuilt(
 
         publishes = opened.enter_context(_publishing(wanted, config, settings, tell))
         computed, counted, reading = _computed(wanted, config, settings, intake, bar, threads, opened)
-        intake.conclude(counted.resumed)
+        intake.conclude(counted.resumed, max(0, counted.rejected - intake.rejected))
         size = 0
         if output.model is not None:
             from cco.model_file import encode

@@ -101,9 +101,11 @@ def _of_log(
     source: LogSource, parser: EventParser, counted: Progress, intake: Intake, bar: Bar
 ) -> Iterator[SourceBatch]:
     """What the log says, from where it was counted up to; `counted` learns how far each partition was read."""
+    intake.appending = bool(counted.offsets)
     with intake.taking(bar) as take:
         for chunk in source.chunks(parser, dict(counted.offsets)):
             take(chunk)
+            counted.rejected += len(chunk.rejections)
             counted.offsets[chunk.file] = chunk.record
             yield chunk.file, chunk.batch
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SAVE_EVERY = 30.0  # seconds, at least, between two times that what was counted is saved
 SAVE_SHARE = 0.05  # of the time may go into that
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Computed(Protocol):
@@ -88,10 +88,10 @@ class LogSource:
     def name(self) -> str:
         """What tells this log from others, wherever it is read from; a topic that was made anew is another one.
 
-        Not to be called where an event loop runs. Raises KafkaProblem.
+        Not to be called where an event loop runs. Raises ArchiveError, KafkaProblem.
         """
         if self.archive is not None:
-            return self.archive.url
+            return " ".join([self.archive.url, *(f"(id {id})" for id in self.archive.topic_ids())])
         log = self._log()
         id = "" if log is None or log.id is None else f" (id {log.id})"
         return f"{self.settings.topic('interactions')}{id} at {','.join(sorted(self.settings.broker_list))}"
@@ -102,17 +102,15 @@ class LogSource:
         Not to be called where an event loop runs. Raises ArchiveError, also if archive and topic are not of one log;
         KafkaProblem.
         """
-        for partition, end in (self.ends or {}).items():
-            if end < begins.get(partition, 0):
-                raise StateError(
-                    f"partition {partition}: has been counted up to offset {begins[partition]}, beyond {end}, where to"
-                    " end: name another file, or none, to count anew"
-                )
+        if self.ends is not None:
+            _none_is_beyond(begins, self.ends, "where to end")
         done = 0
         if self.archive is not None:
             if self.topic:
                 self.check_topic()
             archived = self.archive.ends(parser.config.retention.source_partitions)
+            if not self.topic:
+                _none_is_beyond(begins, archived, f"where {self.archive.url} ends")
             for chunk in _of_archive(self.archive, parser, begins, self.within(archived)):
                 done = chunk.records
                 yield chunk
@@ -158,6 +156,17 @@ class LogSource:
         return {partition: min(end, archived[partition]) for partition, end in self.ends.items()}
 
 
+def _none_is_beyond(begins: Mapping[int, int], ends: Mapping[int, int], what: str) -> None:
+    """Raise StateError where more was counted before than is to be counted in all."""
+    for partition, begin in sorted(begins.items()):
+        end = ends.get(partition, 0)
+        if end < begin:
+            raise StateError(
+                f"partition {partition}: has been counted up to offset {begin}, beyond {end}, {what}: name another"
+                " file, or none, to count anew"
+            )
+
+
 def _of_archive(
     archive: Archive, parser: EventParser, begins: Mapping[int, int], ends: Mapping[int, int]
 ) -> Iterator[Chunk]:
@@ -189,6 +198,7 @@ class Progress:
     items: Vocabulary = field(default_factory=Vocabulary)
     histories: Histories | None = None
     offsets: dict[int, int] = field(default_factory=dict)  # by partition, after what is counted
+    rejected: int = 0  # records up to `offsets`, those that other rebuilds read included
     resumed: int = 0  # offsets that were counted before, by other rebuilds
     saved: int = 0  # times
     pieces: int = 0  # that were counted, one after the other
@@ -219,6 +229,7 @@ class Progress:
             )
             progress.offsets = {int(partition): int(offset) for partition, offset in about["offsets"].items()}
             progress.resumed = sum(progress.offsets.values())
+            progress.rejected = int(about["rejected"])
         except (KeyError, VocabularyError) as error:
             raise _damaged(file, error) from error
         return progress
@@ -234,7 +245,7 @@ class Progress:
         if self.file is None:
             return
         began = time.monotonic()
-        about = {"format": _FORMAT, "about": self._about(), "offsets": self.offsets}
+        about = {"format": _FORMAT, "about": self._about(), "offsets": self.offsets, "rejected": self.rejected}
         users, users_offsets = self.users.export()
         items, items_offsets = self.items.export()
         arrays = {

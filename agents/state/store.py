@@ -115,6 +115,9 @@ class StateStore:
                     database.close()
                     raise
             return store
+        except FileNotFoundError as error:
+            os.close(handle)
+            raise StateError(f"{path}: was taken away while it was being opened; open it again") from error
         except BaseException:
             os.close(handle)
             raise

@@ -48,6 +48,14 @@ class _Index:
     writer: MetadataWriter
     committed: AIOKafkaConsumer
     positions: dict[int, int] = field(default_factory=dict)
+    is_stopped: bool = False
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # what is asked of a stopped consumer is never answered
+
+    async def stop(self) -> None:
+        """Let go of the consumer, once nothing is asked of it."""
+        async with self.turn:
+            self.is_stopped = True
+            await self.committed.stop()
 
 
 class MetadataAgent:
@@ -85,7 +93,7 @@ class MetadataAgent:
         self._indices = found
         for index, gone in before.items():
             if index not in found:
-                await gone.committed.stop()
+                await gone.stop()
 
     async def _consumer(self, index: str) -> AIOKafkaConsumer:
         group = f"{self._settings.group}-items-{index}"
@@ -116,20 +124,26 @@ class MetadataAgent:
         indices = self._indices
         if not indices:
             return  # no index yet: `follow` comes first
-        key = TopicPartition(self.topic, partition)
-        begin = end = 0
-        for index in indices.values():
-            index.committed.assign([TopicPartition(self.topic, p) for p in {*self._owned, partition}])
-            begin = (await index.committed.beginning_offsets([key]))[key]
-            end = (await index.committed.end_offsets([key]))[key]
-            committed = await index.committed.committed(key)
-            index.positions[partition] = max(begin, min(end, committed or 0))
+        ends = [await self._look_up(index, partition) for index in indices.values()]
         if indices is not self._indices:
             return  # other indices are written by now: whoever told us so opens it for them
         position = min(index.positions[partition] for index in indices.values())
-        self._owned[partition] = _Owned(position, end)
-        get_logger(topic=self.topic, partition=partition).info("the partition is served", offset=position, log_end=end)
+        self._owned[partition] = _Owned(position, ends[-1])
+        told = get_logger(topic=self.topic, partition=partition)
+        told.info("the partition is served", offset=position, log_end=ends[-1])
         await self._begin(partition, position)
+
+    async def _look_up(self, index: _Index, partition: int) -> int:
+        """Find out up to where an index has a partition; answers the end of its log."""
+        key = TopicPartition(self.topic, partition)
+        async with index.turn:
+            if index.is_stopped:
+                return 0  # `open` is told by its caller that others are written now
+            index.committed.assign([TopicPartition(self.topic, p) for p in {*index.positions, partition}])
+            begin = (await index.committed.beginning_offsets([key]))[key]
+            end: int = (await index.committed.end_offsets([key]))[key]
+            index.positions[partition] = max(begin, min(end, await index.committed.committed(key) or 0))
+        return end
 
     def close(self, partition: int) -> None:
         """Give a partition up."""
@@ -160,13 +174,16 @@ class MetadataAgent:
             self._metrics.fetch_records.observe(len(fetched.records), self.topic)
 
     async def _decode(self, partition: int, records: Sequence[Any]) -> list[tuple[PositionedChange, Any]]:
-        """Changes with their records. What is none is a dead letter."""
+        """Changes with their records. What is none is a dead letter, once: not where a new index wants all again."""
+        served = next(iter(self._indices.values()), None)
+        told = 0 if served is None else served.positions.get(partition, 0)
         found = []
         for record in records:
             try:
                 change = self._records.decode(record.key, record.value)
             except BadRecord as error:
-                await self._refuse(partition, record, error.code, str(error))
+                if record.offset >= told:
+                    await self._refuse(partition, record, error.code, str(error))
             else:
                 found.append((PositionedChange(change, record.offset), record))
         return found
@@ -212,7 +229,10 @@ class MetadataAgent:
 
     async def _commit(self, partition: int, written: _Index) -> None:
         """Only what saves work: a change that comes again is skipped."""
-        try:
-            await written.committed.commit({TopicPartition(self.topic, partition): written.positions[partition]})
-        except (KafkaError, IllegalStateError) as error:  # or it is written no more
-            get_logger(topic=self.topic, partition=partition).warning("not committed", reason=str(error))
+        async with written.turn:
+            if written.is_stopped:
+                return
+            try:
+                await written.committed.commit({TopicPartition(self.topic, partition): written.positions[partition]})
+            except (KafkaError, IllegalStateError) as error:
+                get_logger(topic=self.topic, partition=partition).warning("not committed", reason=str(error))

@@ -39,7 +39,7 @@ def test_a_task_that_loses_a_cancellation_ends_and_one_that_never_does_is_named(
         tasks = [asyncio.create_task(work(), name=work.__name__) for work in (loses_one, never_ends)]
         await asyncio.sleep(0)
         try:
-            await Ending().cancel(tasks, 0.1)
+            await Ending().cancel(tasks, 2.0)
             assert tasks[0].cancelled() and not tasks[1].done()
         finally:
             over = True
@@ -75,8 +75,9 @@ def test_the_process_that_is_ended_says_what_it_waited_for(
 
     async def story() -> None:
         of = Ending()
-        of.exit_within(0.02, lambda: 1, "others")
         hanging = asyncio.create_task(of.wait("Elasticsearch", LONG, asyncio.sleep(LONG)))
+        await asyncio.sleep(0)
+        of.exit_within(0.02, lambda: 1, "others")
         await asyncio.to_thread(wait_for, lambda: ended == [1], "the end")
         hanging.cancel()
         Ending().exit_within(0.0, lambda: 0, "others")

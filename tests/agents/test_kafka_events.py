@@ -71,7 +71,6 @@ def test_records_are_in_the_log_as_they_came(kafka: KafkaServer, topic_prefix: s
 def test_while_the_broker_stands_still_clients_are_told_so_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_events, "REQUEST_SECONDS", 1.5)
     event = {"user_id": "u", "item_id": "i", "event_type": "buy"}
 
     async def story(server: KafkaServer) -> None:
@@ -79,6 +78,7 @@ def test_while_the_broker_stands_still_clients_are_told_so_in_time(
         await create_topics(CONFIG, settings)
         events = KafkaEvents(CONFIG, settings)
         assert await events.accept([event]) == [None]
+        monkeypatch.setattr(kafka_events, "REQUEST_SECONDS", 1.5)
         server.pause()
         begin = time.monotonic()
         told = await asyncio.gather(*(events.accept([event]) for _ in range(20)), return_exceptions=True)

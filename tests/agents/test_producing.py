@@ -245,7 +245,7 @@ def test_lost_answers_and_a_killed_broker_neither_lose_nor_repeat_nor_swap(
                     if at == 3 * step:
                         server.kill()
 
-            monkeypatch.setattr(producing, "GIVE_UP", 1.0)
+            monkeypatch.setattr(producing, "GIVE_UP", 4.0)
             with pytest.raises(KafkaProblem) as caught:  # now it stays away
                 asyncio.run(produce(settings, config, users, items, work()))
             assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""kill -9 of `cco rebuild --resume` at any moment: what was counted is kept, and the model is the same in the end."""
+"""`cco rebuild --resume` dies at any moment: what was counted is kept, and the model is the same in the end."""
 
 from __future__ import annotations
 
@@ -20,36 +20,38 @@ RECORDS, OF_A_USER, TOGETHER, FILES = 100_000, 10, 2_000, 5  # whole groups of r
 KILLS = 5
 # The command, in processes of its own: pieces are small, and each is saved, so that kills find every step of both.
 LIVES = """
-import os, random, signal, sys, time
+import os, random, signal, sys
 from pathlib import Path
 import cco.batch
 from agents.cli.main import main
 from agents.rebuilds import sources
 
 cco.batch._piece = lambda *given: 4_000  # events
-sources.SAVE_EVERY, sources.SAVE_SHARE = 0.0, 1.0
+sources.SAVE_EVERY, sources.SAVE_SHARE = 0.0, float("inf")
 chance, kills, kept, command = random.Random(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
 
-def stamp():
-    return kept.stat().st_mtime_ns if kept.exists() else 0
+def end_after(saves, seconds):
+    # by the kernel, as SIGKILL does: nobody handles the alarm
+    save, left = sources.Progress.save, saves
+    def counted(*given):
+        nonlocal left
+        save(*given)
+        left -= 1
+        if left == 0:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+    sources.Progress.save = counted
 
 for _ in range(kills):
+    saves, seconds = chance.randrange(1, 4), 1e-6 + chance.random() * 0.01
     life = os.fork()  # of a process without other threads
     if life == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        end_after(saves, seconds)  # while the next piece is read, counted or saved
         os._exit(main(command))
-    saves, seen = chance.randrange(1, 5), stamp()
-    while saves and os.waitpid(life, os.WNOHANG) == (0, 0):
-        now = stamp()
-        saves -= now != seen
-        seen = now
-        time.sleep(0.0005)
-    if saves:
+    ended = os.waitpid(life, 0)[1]
+    if not os.WIFSIGNALED(ended):
         print("ended", flush=True)
         break
-    time.sleep(chance.random() * 0.03)  # while the next piece is read, counted or saved
-    os.kill(life, signal.SIGKILL)
-    os.waitpid(life, 0)
     print(sum(sources._load(kept)[0]["offsets"].values()), flush=True)
 """
 

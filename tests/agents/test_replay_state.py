@@ -7,16 +7,19 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from agents.cli.inputs import Intake
 from agents.engine import PUBLISH_ITEMS, Engine
 from agents.engine_state import save
 from agents.files.reading import read_events
 from agents.files.streams import InputError
 from agents.replay import replay
+from agents.state.checkpoint import Checkpointer
 from agents.state.errors import StateError
 from agents.state.store import StateStore
 from cco.config import Config, make_config
@@ -205,3 +208,37 @@ def test_what_is_published_at_the_end_is_told(tmp_path: Path, monkeypatch: pytes
         replay(engine, [str(path)], on_drain=lambda done, total: told.append((done, total)))
     most = 1000 - PUBLISH_ITEMS
     assert told == [(done, most) for done in (*range(100, most, 100), most)]
+
+
+def test_what_is_refused_is_written_down_before_a_state_is_past_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill at any moment may have it written twice, and never not at all."""
+    data, letters = tmp_path / "events.csv", tmp_path / "letters.jsonl"
+    data.write_text("user,item,event,timestamp\n" + "u,i,buy,no time\n" * 30)
+    written: list[int] = []
+    step = Checkpointer.step
+
+    def stepped(self: Checkpointer, *given: Any) -> Any:
+        written.append(letters.read_bytes().count(b"\n"))
+        return step(self, *given)
+
+    monkeypatch.setattr(Checkpointer, "step", stepped)
+    intake = Intake(dead_letters=letters, appending=True)
+    with intake.taking(lambda *told: None) as take:
+        replay(Engine(), [str(data)], state=tmp_path / "state", chunk=10, on_chunk=take)
+    assert written == [9, 19, 29, 30]  # of chunks of ten lines, the first of which is the header
+
+
+def test_the_heaviest_do_not_depend_on_which_ids_came_first(tmp_path: Path) -> None:
+    """Of as many users the first by id, also where only so many are asked for."""
+    found = []
+    for order in ("cab", "bca"):
+        with Engine() as engine:
+            data, kept = tmp_path / f"{order}.csv", [(f"u{k}", item) for item in order for k in range(2)]
+            rows = [f"{user},{item},purchase,7\n" for user, item in [*kept, ("u9", "b")]]
+            data.write_text("user,item,event,timestamp\n" + "".join(rows))
+            replay(engine, [str(data)])
+            pipeline = engine.pipeline
+            found += [[(engine.items.name(i), n) for i, n in pipeline.heaviest(most)] for most in (2, 9, 0)]
+    assert found == [[("b", 3), ("a", 2)], [("b", 3), ("a", 2), ("c", 2)], []] * 2

@@ -388,7 +388,7 @@ def test_a_place_that_does_not_answer_delays_no_commit_and_no_end(tmp_path: Path
         running.until(lambda: checkpoints.report.commits > done + 10, "commits")
         began = time.monotonic()
         checkpoints.finish(running.source.position)
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 20.0
     again, waiting = Source(), checkpoints._sharing
     with StateStore.open(tmp_path / "state", ONE_SOURCE, sources=1) as store:  # nothing holds it any more
         again.restore(store)

@@ -15,6 +15,7 @@ from rocksdict import Options, Rdict
 
 from agents.engine import Engine
 from agents.replay import replay
+from agents.state import directory, store
 from agents.state.checkpoint import Checkpointer
 from agents.state.errors import StateError
 from agents.state.store import StateStore
@@ -242,6 +243,22 @@ def purchases(path: Path, n: int) -> str:
     return str(path)
 
 
+def test_a_folder_that_is_taken_away_meanwhile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an operator does who was told to, while a worker looks again every second."""
+    path = tmp_path / "state"
+
+    def locked(of: Path, read_only: bool) -> int:
+        handle = directory.lock(of, read_only)
+        of.rmdir()
+        return handle
+
+    monkeypatch.setattr(store, "lock", locked)
+    with pytest.raises(StateError, match="was taken away while it was being opened"):
+        StateStore.open(path, Config())
+    monkeypatch.undo()
+    StateStore.open(path, Config()).close()
+
+
 def check_goes_on(events: str, path: Path) -> None:
     """The state is at a commit in the middle of the input, and going on from there gives the batch's model."""
     with StateStore.open(path, Config(), read_only=True) as store:
@@ -265,6 +282,7 @@ def test_a_full_disk_stops_the_replay_and_leaves_the_last_commit(tmp_path: Path)
 
 def test_a_small_disk_stops_the_replay_and_leaves_the_last_commit(small_disk: Path, tmp_path: Path) -> None:
     events, path = purchases(tmp_path / "events.csv", 40_000), small_disk / "state"
+    subprocess.run(["mount", "-o", "remount,size=448k", str(small_disk)], check=True)  # two commits fill it
     said = child(REPLAY, events, path, 0)
     assert "is full: the state stays at its last commit" in said.stdout, said
     assert not said.stderr

@@ -124,6 +124,7 @@ def test_damage_is_seen() -> None:
 
 
 def test_the_bytes_are_those_that_are_taken() -> None:
+    Vocabulary().intern(["what", "is", "compiled"])
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]

@@ -252,7 +252,7 @@ def test_garbage_among_edits_and_requests_harms_nobody(make_world: MakeWorld) ->
     for number, value in enumerate(bad, 1):  # one at a time: after what cannot be read, the worker begins anew
         (offset,) = world.produce_raw([(0, b"key", value)], "edits")
         wait_for(partial(_is_past, worker, offset), f"the worker to go on after {value!r}")
-        assert letters_of(world.settings, code="message").found == number
+        wait_for(lambda: letters_of(world.settings, code="message").found == number, f"letter {number}")  # noqa: B023
     assert [filed.letter.value for filed in letters_of(world.settings).letters] == bad
     requests: list[dict[str, object]] = [
         {"epoch": config.epoch, "partition": 99, "claim": 1 << 40, "sources": [0, 77, -1]},

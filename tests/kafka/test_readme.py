@@ -67,6 +67,7 @@ def is_exact(worker: WorkerProcess) -> bool:
     status = worker.status()
     return bool(
         status
+        and status["edits"]
         and sum(told["position"] for told in status["interactions"].values()) == EVENTS
         and all(told["exact"] and sum(told["sources"]) == EVENTS for told in status["edits"].values())
     )

@@ -178,9 +178,9 @@ def test_the_command_and_two_workers(make_world: MakeWorld) -> None:
     world.produce(generated(world, 1_000, seed=102))
     old.start()
     new = world.worker("new", **seeds_alone)
-    wait_for(lambda: served(new), "work for the new one")
+    wait_for(lambda: served(new) and served(old), "work for both")
     world.settle()
     world.check()
-    of_new, of_old = ({state for state, _ in served(worker).values()} for worker in (new, old))
+    of_new, of_old = ({state for state, _ in served(worker, first=True).values()} for worker in (new, old))
     assert of_new == {"seed"} and of_old == {"local"}, (of_new, of_old)
     assert [worker.stop() for worker in (new, old)] == [0, 0]

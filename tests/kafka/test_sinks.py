@@ -84,7 +84,7 @@ def test_a_slow_sink_makes_patches_late_and_nothing_else(make_world: MakeWorld) 
         reader.open.set()
         world.produce(generated(world, 3_000, seed=21))
         world.settle()
-        assert model_of([copy]) == world.batch()
+        wait_for(lambda: model_of([copy]) == world.batch(), "all of it to be read from the pipe")
         wait_for(lambda: worker.is_ready() and staleness(worker) < 1, "a worker that is up to date")
 
         reader.open.clear()  # from here on nobody reads, and the pipe is full soon

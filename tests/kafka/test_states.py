@@ -54,11 +54,11 @@ def records_in(folder: Path) -> dict[object, object]:
         return dict(database.items())
 
 
-def served(worker: WorkerProcess) -> dict[int, tuple[str, int]]:
-    """By source partition: where its state was from in this life, and the offset that it began at."""
+def served(worker: WorkerProcess, first: bool = False) -> dict[int, tuple[str, int]]:
+    """By source partition: where its state was from in this life, the last time or first, and where it began."""
     said = [message for message in worker.messages() if message["message"] == "the partition is served"]
     messages = [message for message in said if "state" in message]  # those of the topic of items have none
-    return {message["partition"]: (message["state"], message["offset"]) for message in messages}
+    return {message["partition"]: (message["state"], message["offset"]) for message in messages[:: -1 if first else 1]}
 
 
 def not_served(worker: WorkerProcess) -> dict[int, str]:
@@ -153,7 +153,7 @@ def test_each_state_that_does_not_fit_is_refused_and_left_alone(
     assert code == 503 and all(f"interactions-{source} is not served" in text for source in range(8)), text
     assert worker.metric("cco_mode", mode="lambda") == 1
     assert worker.get("/healthz")[0] == 200
-    shutil.rmtree(folders[0])  # as it says, and the worker sees it by itself
+    folders[0].rename(world.folder / "gone")  # as it says, and the worker sees it by itself
     wait_for(lambda: served(worker) == {0: ("new", 0)}, "the first of them to be served")
     code, _, said = topics_check(world, capsys)
     assert code == 0 and f"{folders[0].parent}: a worker has it open, and its /readyz says" in said, said
@@ -223,7 +223,7 @@ def check_a_topic_made_anew(world: World, worker: WorkerProcess) -> None:
     wait_for(lambda: len(not_served(worker)) == 8, "all of them to be refused")
     topic = world.settings.topic("interactions")
     assert all(f"is of another topic {topic} (id " in reason for reason in not_served(worker).values())
-    shutil.rmtree(world.folder / "state" / "alone")  # as it says, and the worker sees it by itself
+    (world.folder / "state" / "alone").rename(world.folder / "state" / "gone")  # and the worker sees it by itself
     world.settle()
     world.check()
     assert served(worker) == dict.fromkeys(range(8), ("new", 0))
@@ -291,12 +291,13 @@ def small_disk(folder: Path) -> Iterator[Callable[[WorkerProcess, bool], None]]:
 
 
 def test_a_full_disk_ends_the_worker_and_loses_nothing(make_world: MakeWorld) -> None:
-    world = make_world()
+    world = make_world(share=True)  # copies are of what is committed, and no newer
     with small_disk(world.folder / "disk") as fill:
         worker = world.worker("alone", "--state", str(world.folder / "disk" / "state"))
         world.produce(generated(world, 2_000, seed=55))
         world.settle()
         ends = world.log_ends()
+        world.wait_until_shared()
         fill(worker, True)
         world.produce(generated(world, 10_000, seed=56, users=8_000))
         assert worker.wait() == 1
@@ -334,6 +335,7 @@ def test_a_log_whose_beginning_is_gone(make_world: MakeWorld) -> None:
     world.produce(batches[-1])
     world.settle()
     first = world.log_ends()
+    world.wait_until_shared()
     delete_records(world, {source: end - 20 for source, end in enumerate(first)})
     worker.kill()
     worker.start()  # the states are newer than what is gone

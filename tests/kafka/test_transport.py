@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -237,10 +237,15 @@ class Member:
         assert self._consumer is not None
         return len(self._consumer.assignment())
 
-    def ask_to_join(self) -> None:
-        """Begin to join the group: whoever is in it must do so again."""
+    def ask_to_join(self, heard: Callable[[], bool]) -> None:
+        """Begin to join the group, until it is heard of: whoever is in it must do so again."""
         self._joining = self._loop.create_task(self._start())
-        self._loop.run_until_complete(asyncio.sleep(1.0))
+
+        def is_heard() -> bool:
+            self._loop.run_until_complete(asyncio.sleep(0.1))
+            return heard()
+
+        wait_for(is_heard, "the others to hear of it")
 
     def leave(self) -> None:
         """Leave the group, wherever it is in it."""
@@ -261,9 +266,14 @@ def member(world: World) -> Iterator[Member]:
 
 
 def lag(world: World, worker: WorkerProcess) -> int:
-    """Records of the log that a worker which has all partitions has not applied."""
-    sources = (worker.status() or {}).get("interactions", {}).values()
-    return sum(world.log_ends()) - sum(int(source["position"]) for source in sources)
+    """Records that a worker has not applied of what it has."""
+    sources, ends = (worker.status() or {}).get("interactions", {}), world.log_ends()
+    return sum(ends[int(number)] - int(source["position"]) for number, source in sources.items())
+
+
+def rebalancing(worker: WorkerProcess) -> int:
+    """How often the worker has heard that its group takes up another member."""
+    return sum("because it is rebalancing" in str(message["message"]) for message in worker.messages())
 
 
 def test_rebalances_in_mid_stream_lose_nothing_and_hold_up_no_stop(make_world: MakeWorld) -> None:
@@ -287,14 +297,15 @@ def test_rebalances_in_mid_stream_lose_nothing_and_hold_up_no_stop(make_world: M
 
     with member(world) as joining, member(world) as frozen:  # which leave in the other order
         frozen.join()
-        joining.ask_to_join()  # which the frozen one would have to know
+        heard = rebalancing(worker)
+        joining.ask_to_join(lambda: rebalancing(worker) > heard and world.group_state() == "PreparingRebalance")
 
         def stands_still() -> bool:
             world.produce(generated(world, 50, seed=34))
             return lag(world, worker) > 150
 
         wait_for(stands_still, "the worker to stand still")
-        assert world.group_state() == "PreparingRebalance"
+        assert world.group_state() == "PreparingRebalance"  # the frozen one would have to know
         began = time.monotonic()
         assert worker.stop() == 0
         assert time.monotonic() - began < 10
@@ -306,7 +317,8 @@ def check_fenced(world: World, worker: WorkerProcess) -> None:
     """Somebody who lost an item partition long ago claims it, and goes: the worker comes back."""
     late = claim_message(world.config.epoch, world.config.retention.source_partitions, 0, 1, session=1)
     world.produce_raw([(0, b"late", late)], "edits")
-    wait_for(lambda: "edits-0 is another worker's" in worker.get("/readyz")[1], "the claim to be seen")
+    claimed = "another worker has claimed the partition"
+    wait_for(lambda: any(claimed in str(m["message"]) for m in worker.messages()), "the claim to be seen")
     world.produce(generated(world, 1_000, seed=36))
     world.settle()
     world.check()
@@ -330,5 +342,9 @@ def test_a_worker_that_lost_everything_knows_it(make_world: MakeWorld) -> None:
     world.produce(generated(world, 1_000, seed=38))
     world.settle()
     world.check()
-    statuses = [first.status() or {}, second.status() or {}]
-    assert sorted(len(status["interactions"]) + len(status["edits"]) for status in statuses) == [0, 2]
+
+    def partitions() -> list[int]:
+        told = [worker.status() or {} for worker in (first, second)]
+        return sorted(len(of.get("interactions", ())) + len(of.get("edits", ())) for of in told)
+
+    wait_for(lambda: partitions() == [0, 2], "one to have all of it")

@@ -46,7 +46,7 @@ def test_one_worker_publishes_the_batch_model(make_world: MakeWorld, capsys: pyt
     with capsys.disabled():
         print(f"\n{fetches}; with a session timeout of 100 s the first event")
         print(f"came {graceful:.1f} s after a graceful stop and start, {killed:.1f} s after SIGKILL and start")
-    assert graceful < 20 and killed < 20
+    assert graceful < 60 and killed < 60
 
 
 def check_whole_fetches(world: World, worker: WorkerProcess) -> str:
@@ -166,6 +166,7 @@ def test_a_zombie_writes_nothing_that_stays(make_world: MakeWorld) -> None:
     wait_for(zombie.is_ready, "the first worker")
     with Flow(world, seed=7, users=300, items=80, pace=1_300.0).flowing(500):  # until all is done
         wait_for(lambda: zombie.metric("cco_patches_sent_total") > 200, "patches of the first worker")
+        rebalances = zombie.metric("cco_rebalances_total")
         zombie.signal(signal.SIGSTOP)
         said = {topic: records_of(world, topic) for topic in ("edits", "patches")}
         other = world.worker("other")
@@ -174,7 +175,7 @@ def test_a_zombie_writes_nothing_that_stays(make_world: MakeWorld) -> None:
         wait_for(lambda: not read_patches_topic(world.settings).outdated, "every row once from the other")
         check_late_edits(world, other, said["edits"])
         check_late_patches(world, said["patches"])
-        rebalances, ends = zombie.metric("cco_rebalances_total"), sum(world.log_ends())
+        ends = sum(world.log_ends())
         zombie.signal(signal.SIGCONT)
         wait_for(lambda: zombie.metric("cco_rebalances_total") > rebalances, "the zombie to hear that it was one")
         wait_for(lambda: sum(world.log_ends()) > ends + 500, "events while it wakes")

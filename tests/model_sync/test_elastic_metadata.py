@@ -113,18 +113,24 @@ def test_bad_changes_are_refused_and_harm_no_other(
     assert document(elastic, name, "i")["properties"] == [{"a": 1, "b": [1, "x"]}]
 
 
-def test_a_document_that_elasticsearch_refuses_is_told(
+def test_a_change_that_elasticsearch_refuses_is_told_and_harms_no_other(
     elasticsearch: ElasticsearchServer, elastic: Elasticsearch
 ) -> None:
+    """Of the same item neither, however many come together."""
     name = f"t{uuid.uuid4().hex}"
     mappings = elastic_mapping.mapping("items", CONFIG)
     mappings["properties"]["properties"]["properties"]["size"] = {"type": "integer"}
     elastic.indices.create(index=f"{name}-000001", mappings=mappings, aliases={name: {}})
-    given = changes((1, "set", "i", {"size": "large"}), (2, "set", "j", {"size": 4}), (3, "set", "i", {"color": "red"}))
-    found = written(elasticsearch, name, given)
-    assert [refusal.position for refusal in found] == [1, 3] and "properties.size" in found[0].reason
+    told = [
+        (1, "set", "i", {"color": "red"}), (2, "set", "j", {"size": 4}), (3, "set", "i", {"size": "large"}),
+        (4, "set", "k", {"size": "small"}), (5, "set", "i", {"price": 5}),
+    ]  # fmt: skip
+    found = written(elasticsearch, name, changes(*told))
+    assert sorted(refusal.position or 0 for refusal in found) == [3, 4] and "properties.size" in found[0].reason
     assert document(elastic, name, "j")["properties"] == [{"size": 4}]
-    assert document(elastic, name, "i") == {"version": None}
+    together = document(elastic, name, "i")
+    assert together["properties"] == [{"color": "red", "price": 5}] and together["metadata_position"] == 5
+    assert document(elastic, name, "k") == {"version": None}
     elastic.indices.delete(index=f"{name}-000001")
 
 

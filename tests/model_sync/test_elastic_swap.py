@@ -258,12 +258,15 @@ def test_an_index_that_holds_all_and_finds_nothing_is_not_published(
     assert served(client, aliases, ONE[1]) == model(ONE)
 
 
-@pytest.mark.parametrize("damage", ["rows", "missing", "metadata", "more"])
+@pytest.mark.parametrize("damage", ["rows", "missing", "metadata", "returned", "returned of nothing", "more"])
 def test_a_damaged_index_is_not_published(
     damage: str, client: Elasticsearch, options: ElasticOptions, aliases: IndexNames
 ) -> None:
     publish(options, ONE)
-    change(client, aliases.items, (1, ItemChange(ONE[1][0], "set", {"color": "red"})))
+    red, bare = ONE[1][:2]
+    change(client, aliases.items, (1, ItemChange(red, "set", {"color": "red"})))
+    change(client, aliases.items, (2, ItemChange(bare, "set", {"color": "red"})))
+    change(client, aliases.items, (3, ItemChange(bare, "unset", {"color": None})))
     item = TWO[1][5]
 
     def tell(text: str) -> None:
@@ -275,7 +278,13 @@ def test_a_damaged_index_is_not_published(
         elif damage == "missing":
             client.delete(index=index, id=item)
         elif damage == "metadata":
-            client.update(index=index, id=ONE[1][0], doc={"properties": [{"color": "blue"}]})
+            client.update(index=index, id=red, doc={"properties": [{"color": "blue"}]})
+        elif damage == "returned":
+            client.update(index=index, id=red, doc={"returned": None})
+        elif damage == "returned of nothing":
+            client.update(
+                index=index, id=bare, doc={"returned": client.get(index=index, id=red)["_source"]["returned"]}
+            )
         else:
             client.index(index=index, id="more", document={"id": "more"})
 

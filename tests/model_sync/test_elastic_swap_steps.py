@@ -50,6 +50,7 @@ def nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are no agents here; and where a node comes back, it is seen soon."""
     monkeypatch.setattr(elastic_swap, "NOBODY_SECONDS", 0.0)
     monkeypatch.setattr(elastic_swap, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(elastic_swap, "HEARTBEAT_SECONDS", 600.0)  # one more request
     monkeypatch.setattr(elastic_patience, "LONGEST_WAIT", 0.2)
 
 

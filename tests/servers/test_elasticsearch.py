@@ -14,6 +14,7 @@ import pytest
 from elasticsearch import ConnectionError as NotReached
 from elasticsearch import ConnectionTimeout, Elasticsearch
 
+from tests.kafka.world import wait_for
 from tests.servers.common import ROOT
 from tests.servers.elasticsearch import LAUNCHER, POM, ElasticsearchError, ElasticsearchServer, fetch_elasticsearch
 
@@ -45,7 +46,7 @@ def test_what_was_acknowledged_survives_a_kill_and_a_pause(tmp_path: Path) -> No
             elastic.options(request_timeout=0.3).index(index="numbers", id="20", document={})
         server.resume()
         elastic.index(index="numbers", id="21", document={})
-        assert elastic.exists(index="numbers", id="20")  # what it was told while it stood still
+        wait_for(lambda: elastic.exists(index="numbers", id="20"), "what it was told while it stood still")
         with pytest.raises(ElasticsearchError, match="runs already"):
             server.start()
         server.pause()  # a paused one is stopped all the same

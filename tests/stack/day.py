@@ -127,6 +127,7 @@ class Day:
     def _morning(self, workers: Sequence[WorkerProcess]) -> None:
         self._send(self._events // 2)
         self.stack.change_items(changes_of(self._items, 0))
+        wait_for(lambda: all((worker.status() or {}).get("interactions") for worker in workers), "work for both")
         self.stack.settle(self._patience)
         self._wait_for("kappa")
         self._known = set(self.stack.documents_of_users())

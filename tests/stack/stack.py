@@ -29,7 +29,7 @@ from model_sync.elastic_client import names, sync_client
 from model_sync.elastic_documents import metadata_fields
 from model_sync.elastic_index import ElasticIndex
 from model_sync.elastic_names import decoded
-from tests.kafka.world import World, wait_for
+from tests.kafka.world import PATIENCE, World, wait_for
 
 PAGE = 1_000  # documents read at once
 
@@ -166,6 +166,12 @@ class Stack(World):
 
     # -- the end ------------------------------------------------------------------------------------
 
+    def settle(self, seconds: float = PATIENCE) -> None:
+        """Also until searches see it: what is stored is seen from the next refresh on."""
+        super().settle(seconds)
+        with self.client() as client:
+            client.indices.refresh(index=",".join(self.names))
+
     def check_all(self) -> None:
         """Settle, and compare everything."""
         self.settle()
@@ -184,7 +190,13 @@ class Stack(World):
         """Until a service can answer questions."""
         import httpx
 
-        wait_for(lambda: httpx.get(f"{url}/ready", timeout=10).status_code == 200, "the service to be ready")
+        def is_ready() -> bool:
+            try:
+                return httpx.get(f"{url}/ready", timeout=10).status_code == 200
+            except httpx.TransportError:  # it is still busy
+                return False
+
+        wait_for(is_ready, "the service to be ready")
 
     def ask(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         """A question to a service."""

@@ -47,15 +47,15 @@ def spoil(client: Elasticsearch, stack: Stack, turn: int) -> set[tuple[str, str]
     client.index(index=items, id="never seen", document={
         "id": "never seen", "shuffle": 0.5, "rows": {"view": [{heavier: 9.5}]}, "filled": {"view": True},
     })  # fmt: skip
-    told = client.search(index=users, query={"term": {"member": True}}, size=2, from_=2 * turn)["hits"]["hits"]
-    other, lost = told
-    history = {name: [*reversed(ids), "nothing"] for name, ids in other["_source"]["history"].items()}
-    client.update(index=users, id=other["_id"], doc={"history": history})
-    client.delete(index=users, id=lost["_id"])
+    found = stack.documents_of_users()
+    other, lost = sorted(user for user, document in found.items() if document["member"])[2 * turn : 2 * turn + 2]
+    history = {name: [*reversed(ids), "nothing"] for name, ids in found[other]["history"].items()}
+    client.update(index=users, id=other, doc={"history": history})
+    client.delete(index=users, id=lost)
     client.indices.refresh(index=f"{items},{users}")
     return {
         ("rows", heavier), ("rows", empty), ("rows", gone), ("rows", "never seen"), ("metadata", renamed),
-        ("users", other["_id"]), ("users", lost["_id"]),
+        ("users", other), ("users", lost),
     }  # fmt: skip
 
 

