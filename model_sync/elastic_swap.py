@@ -4,7 +4,8 @@
 2. It is loaded while nobody else writes it, and compared with what was computed.
 3. Then live agents are shown it, by the alias `-next`: they send it every row of theirs and all changes of items, and
    keep it like the one that is served. A change of an item during all this is in its topic, and so is never lost.
-4. One request moves the alias of `items`, so that each question is answered by one index or the other, whole.
+4. One request moves the alias of `items`, so that each search is answered by one index or the other, whole. A question
+   that takes two (one of shares, or for want of hits) and is asked at that moment has a part of its answer from each.
 
 Queries go on throughout. A rebuild that dies leaves the index that is served as it is: before step 4 nothing has
 happened, after it everything. What it leaves behind is removed by the next.

@@ -149,7 +149,8 @@ class Archive:
     def check_partitions(self, found: dict[int, list[ArchiveFile]], partitions: int) -> None:
         """Raise ArchiveError if the log that was archived has another number of partitions."""
         for files in found.values():
-            with self.opened(files[-1]) as file:
+            there = partitions
+            with suppress(FileNotFoundError), self.opened(files[-1]) as file:  # else merged just now
                 there = int(_about(file)["partitions"])
             if there != partitions:
                 raise ArchiveError(
@@ -157,19 +158,14 @@ class Archive:
                     f" retention.source_partitions is {partitions}: name another archive, or set it to {there}"
                 )
 
-    def topic_ids(self) -> list[str]:
-        """Kafka's ids of the topics that the newest files of the sources came from: one, unless something is wrong.
-
-        None for files that do not say.
-        """
-        ids: set[str] = set()
-        for source in self.files():
-            while True:
-                newest = self.files()[source][-1]
-                with suppress(FileNotFoundError), self.opened(newest) as file:  # else merged just now
-                    ids.update(id for id in [_about(file).get("topic_id")] if id is not None)
-                    break
-        return sorted(ids)
+    def topic_id(self) -> str | None:
+        """Kafka's id of the topic that this is the archive of, as a newest file says; None if none of them does."""
+        for files in self.files().values():
+            with suppress(FileNotFoundError), self.opened(files[-1]) as file:  # else merged just now
+                found: str | None = _about(file).get("topic_id")
+                if found is not None:
+                    return found
+        return None
 
     def check_topic(self, found: dict[int, list[ArchiveFile]], topic: str, id: str | None) -> None:
         """Raise ArchiveError if what is archived came from another topic than that of this id of Kafka's.

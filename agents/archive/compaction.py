@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -72,8 +73,10 @@ def compact(
 
 def _merge(archive: Archive, run: Sequence[ArchiveFile]) -> ArchiveFile:
     source, first, last = run[0].source, run[0].first, max(file.last for file in run)
-    with archive.opened(run[0]) as file:
-        about = about_of(file)
+    about: dict[str, Any] = {}
+    for each in run:
+        with archive.opened(each) as file:
+            about |= about_of(file)  # older ones may not say of which topic they are
     written = 0
 
     def counted() -> Iterator[pa.Table]:

@@ -38,7 +38,10 @@ def by_this_machine(
     from cco.events import EventParser
     from model_sync.metadata import change_problem
 
-    counted = Progress.begin(config, what.name() if resume and isinstance(what, LogSource) else "", resume)
+    log, topic = "", None
+    if resume and isinstance(what, LogSource):
+        log, topic = what.name(), None if what.archive is None else what.archive.topic_id()
+    counted = Progress.begin(config, log, resume, topic)
     parser = EventParser(config, counted.users, counted.items, change_problem)
     found: Iterator[SourceBatch] = (
         _of_log(what, parser, counted, intake, bar) if isinstance(what, LogSource) else intake.read(what, parser, bar)

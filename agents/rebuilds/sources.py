@@ -88,10 +88,10 @@ class LogSource:
     def name(self) -> str:
         """What tells this log from others, wherever it is read from; a topic that was made anew is another one.
 
-        Not to be called where an event loop runs. Raises ArchiveError, KafkaProblem.
+        Not to be called where an event loop runs. Raises KafkaProblem.
         """
         if self.archive is not None:
-            return " ".join([self.archive.url, *(f"(id {id})" for id in self.archive.topic_ids())])
+            return self.archive.url
         log = self._log()
         id = "" if log is None or log.id is None else f" (id {log.id})"
         return f"{self.settings.topic('interactions')}{id} at {','.join(sorted(self.settings.broker_list))}"
@@ -100,7 +100,7 @@ class LogSource:
         """The events from the offsets `begins` on (0 for partitions not named). `Chunk.record` is where it goes on.
 
         Not to be called where an event loop runs. Raises ArchiveError, also if archive and topic are not of one log;
-        KafkaProblem.
+        KafkaProblem; StateError, where less is to be counted than was.
         """
         if self.ends is not None:
             _none_is_beyond(begins, self.ends, "where to end")
@@ -110,7 +110,7 @@ class LogSource:
                 self.check_topic()
             archived = self.archive.ends(parser.config.retention.source_partitions)
             if not self.topic:
-                _none_is_beyond(begins, archived, f"where {self.archive.url} ends")
+                _none_is_beyond(begins, archived, f"where {self.archive.url} ends (--tail reads the rest from the log)")
             for chunk in _of_archive(self.archive, parser, begins, self.within(archived)):
                 done = chunk.records
                 yield chunk
@@ -194,6 +194,7 @@ class Progress:
     config: Config
     log: str
     file: Path | None = None
+    topic: str | None = None  # Kafka's id of what was archived, where that is known
     users: Vocabulary = field(default_factory=Vocabulary)
     items: Vocabulary = field(default_factory=Vocabulary)
     histories: Histories | None = None
@@ -205,9 +206,9 @@ class Progress:
     _due: float = field(default_factory=lambda: time.monotonic() + SAVE_EVERY)
 
     @classmethod
-    def begin(cls, config: Config, log: str, file: Path | None) -> Progress:
+    def begin(cls, config: Config, log: str, file: Path | None, topic: str | None = None) -> Progress:
         """What the file keeps; nothing if it is not there yet."""
-        progress = cls(config, log, file)
+        progress = cls(config, log, file, topic)
         if file is None:
             return progress
         for unfinished in file.parent.glob(f".{glob.escape(file.name)}.????????"):  # of one that was killed
@@ -216,11 +217,15 @@ class Progress:
         if not file.exists():
             return progress
         about, arrays = _load(file)
-        if about.get("format") != _FORMAT or about.get("about") != progress._about():
+        counted = about.get("topic")
+        is_another = None not in (topic, counted) and topic != counted
+        if about.get("format") != _FORMAT or about.get("about") != progress._about() or is_another:
+            id = f", id {counted}" if counted else ""
             raise StateError(
-                f"{file}: what it keeps was counted by another configuration, or of another log"
-                f" ({about.get('about', {}).get('log', 'unknown')}): name another file, or remove it to count anew"
+                f"{file}: what it keeps was counted by another configuration or version, or of another log"
+                f" ({about.get('about', {}).get('log', 'unknown')}{id}): name another file, or remove it to count anew"
             )
+        progress.topic = topic or counted
         try:
             progress.users = Vocabulary.restore(arrays["users"].tobytes(), arrays["users_offsets"])
             progress.items = Vocabulary.restore(arrays["items"].tobytes(), arrays["items_offsets"])
@@ -245,7 +250,10 @@ class Progress:
         if self.file is None:
             return
         began = time.monotonic()
-        about = {"format": _FORMAT, "about": self._about(), "offsets": self.offsets, "rejected": self.rejected}
+        about = {
+            "format": _FORMAT, "about": self._about(), "topic": self.topic, "offsets": self.offsets,
+            "rejected": self.rejected,
+        }  # fmt: skip
         users, users_offsets = self.users.export()
         items, items_offsets = self.items.export()
         arrays = {

@@ -174,7 +174,7 @@ class MetadataAgent:
             self._metrics.fetch_records.observe(len(fetched.records), self.topic)
 
     async def _decode(self, partition: int, records: Sequence[Any]) -> list[tuple[PositionedChange, Any]]:
-        """Changes with their records. What is none is a dead letter, once: not where a new index wants all again."""
+        """Changes with their records. What is none is a dead letter, once: not where another index is behind."""
         served = next(iter(self._indices.values()), None)
         told = 0 if served is None else served.positions.get(partition, 0)
         found = []

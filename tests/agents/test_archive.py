@@ -352,7 +352,7 @@ def test_what_was_counted_otherwise_or_is_damaged_is_refused(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["resume"]
     assert Progress.begin(config, "log", file).resumed == 3
     for other, log in ((parse_config(TOML.replace("= 4", "= 5"), "cco.toml"), "log"), (config, "another")):
-        with pytest.raises(StateError, match=r"counted by another configuration, or of another log \(log\)"):
+        with pytest.raises(StateError, match=r"counted by another configuration or version, or of another log \(log\)"):
             Progress.begin(other, log, file)
     whole, rng = file.read_bytes(), random.Random(1)
     for size in (0, 1, 10, len(whole) // 2, len(whole) - 5):

@@ -49,7 +49,7 @@ for _ in range(kills):
         end_after(saves, seconds)  # while the next piece is read, counted or saved
         os._exit(main(command))
     ended = os.waitpid(life, 0)[1]
-    if not os.WIFSIGNALED(ended):
+    if not os.WIFSIGNALED(ended) or os.WTERMSIG(ended) != signal.SIGALRM:
         print("ended", flush=True)
         break
     print(sum(sources._load(kept)[0]["offsets"].values()), flush=True)

@@ -1,4 +1,4 @@
-"""`cco rebuild --archive --resume`: what earlier runs refused is not forgotten, and another log is not gone on with."""
+"""`cco rebuild --archive --resume`: what was refused is not forgotten, another log not gone on with; merged files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.archive.archive import Archive, table_of
+from agents.archive.archive import Archive, ArchiveError, ArchiveFile, table_of
+from agents.archive.compaction import compact
 from agents.cli.main import main
 from agents.kafka.records import Records
 from cco.batch_fold import source_partitions
@@ -99,7 +100,7 @@ def test_another_log_in_the_same_place_is_refused(rebuilding: Rebuilding, number
     for source in (0, 1):
         archived(rebuilding.archive, source, 0, purchases(source, number, 7), id="two")
     code, err = rebuilding.run()
-    assert code == 2 and "of another log" in err and "(id one)" in err, err
+    assert code == 2 and "of another log" in err and "archive, id one)" in err, err
     assert rebuilding.model.read_bytes() == before
 
 
@@ -122,3 +123,44 @@ def test_partitions_that_are_not_to_be_counted_must_not_have_been(rebuilding: Re
     code, err = rebuilding.run("--end-offsets", "0:30")
     assert code == 2 and "partition 1: has been counted up to offset 10, beyond 0, where to end" in err, err
     assert rebuilding.run("--end-offsets", "0:30,1:10")[0] == 0
+
+
+def test_an_archive_that_learns_its_topic_later_is_the_same(rebuilding: Rebuilding) -> None:
+    """Also where old files and new ones are merged."""
+    archive = Archive(str(rebuilding.archive))
+    for source in (0, 1):
+        archived(rebuilding.archive, source, 0, purchases(source, 30), id=None)
+    assert rebuilding.run()[0] == 0 and archive.topic_id() is None
+    for source in (0, 1):
+        archived(rebuilding.archive, source, 30, purchases(source, 10, 30))
+    assert rebuilding.run()[0] == 0 and archive.topic_id() == "one"
+    for files in archive.files().values():
+        assert len(compact(archive, files, [files]).made) == 1
+    assert rebuilding.run()[0] == 0 and archive.topic_id() == "one"
+    resumed = rebuilding.model.read_bytes()
+    assert rebuilding.run(resume=False)[0] == 0 and rebuilding.model.read_bytes() == resumed
+
+
+def test_files_that_are_merged_during_a_look_are_found_in_the_next(
+    rebuilding: Rebuilding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is looked through meanwhile may show neither the merged file nor those that were merged."""
+    archive = Archive(str(rebuilding.archive))
+    for first in (0, 10, 20):
+        archived(rebuilding.archive, 0, first, purchases(0, 10, first))
+    look, looks = Archive.files, 0
+
+    def files(self: Archive) -> dict[int, list[ArchiveFile]]:
+        nonlocal looks
+        looks += 1
+        return {source: of[::2] if looks % 2 else of for source, of in look(self).items()}
+
+    monkeypatch.setattr(Archive, "files", files)
+    assert archive.ends(2) == {0: 30, 1: 0}
+    looks = 0
+    assert sum(table.num_rows for table in archive.tables(0, 0, 30)) == 30
+    monkeypatch.setattr(Archive, "files", lambda self: {source: of[::2] for source, of in look(self).items()})
+    with pytest.raises(ArchiveError, match="the offsets 10 to 19 are missing"):
+        archive.ends(2)
+    with pytest.raises(ArchiveError, match="offset 10 is missing"):
+        list(archive.tables(0, 0, 30))

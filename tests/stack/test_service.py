@@ -84,7 +84,7 @@ def test_events_change_recommendations_and_items_follow_their_metadata(make_stac
         http.post("/events", json={"event": "$set", "entityType": "item", "entityId": second,
                                    "properties": {"recommendable": False}}).raise_for_status()  # fmt: skip
         took.append(visible(lambda: names(stack.ask(url, only)) == [], "the item to be hidden"))
-        assert min(took) < VISIBLE, took  # for a moment a busy machine may have other things to do
+        assert sorted(took)[1] < VISIBLE, took  # for a moment a busy machine may have other things to do
 
         told = http.post("/recommendations", json={"include": WIDE})
         assert told.status_code == 422 and "retry-after" not in told.headers, told.text
