@@ -17,7 +17,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -148,10 +148,8 @@ class Archive:
 
     def check_partitions(self, found: dict[int, list[ArchiveFile]], partitions: int) -> None:
         """Raise ArchiveError if the log that was archived has another number of partitions."""
-        for files in found.values():
-            there = partitions
-            with suppress(FileNotFoundError), self.opened(files[-1]) as file:  # else merged just now
-                there = int(_about(file)["partitions"])
+        for _, about in self._newest(found):
+            there = int(about["partitions"])
             if there != partitions:
                 raise ArchiveError(
                     f"{self.url}: is the archive of a topic with {there} partition{'s' * (there != 1)}, and"
@@ -160,12 +158,7 @@ class Archive:
 
     def topic_id(self) -> str | None:
         """Kafka's id of the topic that this is the archive of, as a newest file says; None if none of them does."""
-        for files in self.files().values():
-            with suppress(FileNotFoundError), self.opened(files[-1]) as file:  # else merged just now
-                found: str | None = _about(file).get("topic_id")
-                if found is not None:
-                    return found
-        return None
+        return next((about["topic_id"] for _, about in self._newest(self.files()) if "topic_id" in about), None)
 
     def check_topic(self, found: dict[int, list[ArchiveFile]], topic: str, id: str | None) -> None:
         """Raise ArchiveError if what is archived came from another topic than that of this id of Kafka's.
@@ -174,15 +167,22 @@ class Archive:
         """
         if id is None:
             return
-        for files in filter(None, found.values()):
-            there = None
-            with suppress(FileNotFoundError), self.opened(files[-1]) as file:  # else merged just now
-                there = _about(file).get("topic_id")
+        for file, about in self._newest(found):
+            there = about.get("topic_id")
             if there not in (None, id):
                 raise ArchiveError(
-                    f"{self.url}: is the archive of another topic: {files[-1].name} came from the one with id {there},"
+                    f"{self.url}: is the archive of another topic: {file.name} came from the one with id {there},"
                     f" and {topic} has id {id}: it was made anew, or is of another cluster: name another archive"
                 )
+
+    def _newest(self, found: Mapping[int, Sequence[ArchiveFile]]) -> Iterator[tuple[ArchiveFile, dict[str, Any]]]:
+        """The newest file of each source, and what it says of itself, but for those that were merged just now."""
+        for files in filter(None, found.values()):
+            about = None
+            with suppress(FileNotFoundError), self.opened(files[-1]) as file:
+                about = _about(file)
+            if about is not None:
+                yield files[-1], about
 
     def remove(self, files: Iterable[ArchiveFile]) -> None:
         """Remove files; those that are gone already are none of our business."""

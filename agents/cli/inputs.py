@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -94,11 +93,8 @@ class Intake:
         if letters is not None and rejections:
             letters.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejections)
             letters.flush()
-            try:
+            if self.dead_letters is not None and self.dead_letters.is_file():  # a pipe or a device keeps nothing
                 os.fsync(letters.fileno())
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a pipe or a device, which keeps nothing
-                    raise
 
     def conclude(self, resumed: int = 0, rejected_before: int = 0) -> None:
         """Say on stderr what was rejected. Raises UsageProblem if there was nothing else, or with `strict`.

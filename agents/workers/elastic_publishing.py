@@ -180,9 +180,13 @@ class ElasticPublishing:
         await self.metadata.follow({target.place.id: target.metadata for target in self.targets})
         for tp in sorted(self._worker.assignment):
             if tp.topic == self.metadata.topic and self.metadata.position(tp.partition) is None:
-                await self.metadata.open(tp.partition)
-                if tp not in self._worker.assignment:  # it was taken away meanwhile
-                    self.metadata.close(tp.partition)
+                await self.open(tp)
+
+    async def open(self, tp: TP) -> None:
+        """Take up a partition of `items`, unless it is taken away meanwhile."""
+        await self.metadata.open(tp.partition)
+        if tp not in self._worker.assignment:
+            self.metadata.close(tp.partition)
 
     def _send_rows(self, holding: frozenset[str]) -> None:
         """Tell a new index every row; `holding`: ids of those that have had them so far."""

@@ -231,9 +231,7 @@ class Worker:
                 self.items.close(tp.partition)
             return
         if self.elastic is not None and tp.topic == self.elastic.metadata.topic:
-            await self.elastic.metadata.open(tp.partition)
-            if tp not in self._assigned:
-                self.elastic.metadata.close(tp.partition)
+            await self.elastic.open(tp)
             return
         while tp in self._assigned and tp.partition not in self.users.owned():
             position = await self.users.open(tp.partition)

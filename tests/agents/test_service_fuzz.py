@@ -196,19 +196,17 @@ of_prediction_io = st.fixed_dictionaries(
     },
 )  # fmt: skip
 few = st.sampled_from(["a", "b", "c d", "é/.."])
-sane = st.fixed_dictionaries(
-    {"user_id": st.sampled_from(["u1", "u2", "ü", 7]), "event_type": st.sampled_from(["buy", "view"]), "item_id": few},
-    optional={"timestamp": st.integers(1_600_000_000, 1_700_000_000), "note": values},
-)  # fmt: skip
+user_event: dict[str, st.SearchStrategy[Any]] = {
+    "user_id": st.sampled_from(["u1", "u2", "ü", 7]), "event_type": st.sampled_from(["buy", "view"]), "item_id": few,
+}  # fmt: skip
+at_times: dict[str, st.SearchStrategy[Any]] = {"timestamp": st.integers(1_600_000_000, 1_700_000_000)}
+sane = st.fixed_dictionaries(user_event, optional={**at_times, "note": values})
 changes = st.fixed_dictionaries(
     {"event": st.sampled_from(["$set", "$unset", "$delete"]), "entityType": st.just("item"), "entityId": few},
     optional={"properties": st.dictionaries(st.sampled_from(["p", "q.r", "é"]), scalars, max_size=2)},
 )
 records = sane | changes | interactions | of_prediction_io
-taken = st.fixed_dictionaries(  # nothing is wrong with these
-    {"user_id": st.sampled_from(["u1", "u2", "ü", 7]), "event_type": st.sampled_from(["buy", "view"]), "item_id": few},
-    optional={"timestamp": st.integers(1_600_000_000, 1_700_000_000)},
-)
+taken = st.fixed_dictionaries(user_event, optional=at_times)  # nothing is wrong with these
 taken_by_doors = st.builds(
     lambda user, item: {**BOUGHT, "entityId": user, "targetEntityId": item}, st.sampled_from(["u1", "ü"]), few
 ) | st.builds(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -55,6 +56,18 @@ class Life:
         self.read.append((tp.partition, offset))
 
 
+@asynccontextmanager
+async def publishing_of(life: Life) -> AsyncIterator[ElasticPublishing]:
+    """What is looked at, and no longer than a test may take."""
+    publishing = ElasticPublishing(cast(Any, life))
+    try:
+        async with asyncio.timeout(LONGEST):
+            yield publishing
+    finally:
+        await publishing.close()
+        await asyncio.gather(*life.tasks)
+
+
 def fetched_of(tp: TP, begin: int, *values: bytes) -> Fetched:
     """A fetch from offset `begin` on."""
     records = [
@@ -70,10 +83,10 @@ def test_a_partition_that_is_being_opened_is_opened_for_the_indices_of_then(make
 
 
 async def _opened(life: Life) -> None:
-    publishing, may_answer = ElasticPublishing(cast(Any, life)), asyncio.Event()
-    metadata = publishing.metadata
-    try:
-        async with asyncio.timeout(LONGEST):
+    may_answer = asyncio.Event()
+    async with publishing_of(life) as publishing:
+        metadata = publishing.metadata
+        try:
             await publishing._follow([SERVED, NEXT])
             assert life.read == [(0, 0)]
             metadata.close(0)  # given up, and then assigned again:
@@ -94,10 +107,8 @@ async def _opened(life: Life) -> None:
             may_answer.set()
             await asyncio.gather(opening, following)
             assert metadata.position(0) == 0 and life.read == [(0, 0), (0, 0)]
-    finally:
-        may_answer.set()
-        await publishing.close()
-        await asyncio.gather(*life.tasks)
+        finally:
+            may_answer.set()
 
 
 def test_a_bad_record_is_a_dead_letter_once(make_world: MakeWorld) -> None:
@@ -108,22 +119,17 @@ def test_a_bad_record_is_a_dead_letter_once(make_world: MakeWorld) -> None:
 
 
 async def _told_once(life: Life) -> None:
-    publishing = ElasticPublishing(cast(Any, life))
     fetched = partial(fetched_of, TP(life.settings.topic(ITEMS), 0))
-    try:
-        async with asyncio.timeout(LONGEST):
-            await publishing._follow([SERVED])
-            await publishing.metadata.process(fetched(0, b"bad"))
-            assert life.letters == [b"bad"]
-            await publishing._follow([SERVED, NEXT])
-            await publishing.metadata.process(fetched(0, b"bad", b"worse"))
-            assert life.letters == [b"bad", b"worse"] and publishing.metadata.position(0) == 2
-            await publishing._follow([NEXT])
-            await publishing.metadata.process(fetched(2, b"also"))
-            assert life.letters == [b"bad", b"worse", b"also"]
-    finally:
-        await publishing.close()
-        await asyncio.gather(*life.tasks)
+    async with publishing_of(life) as publishing:
+        await publishing._follow([SERVED])
+        await publishing.metadata.process(fetched(0, b"bad"))
+        assert life.letters == [b"bad"]
+        await publishing._follow([SERVED, NEXT])
+        await publishing.metadata.process(fetched(0, b"bad", b"worse"))
+        assert life.letters == [b"bad", b"worse"] and publishing.metadata.position(0) == 2
+        await publishing._follow([NEXT])
+        await publishing.metadata.process(fetched(2, b"also"))
+        assert life.letters == [b"bad", b"worse", b"also"]
 
 
 def test_partitions_that_are_opened_together_are_committed(make_world: MakeWorld) -> None:
@@ -134,19 +140,15 @@ def test_partitions_that_are_opened_together_are_committed(make_world: MakeWorld
 
 
 async def _committed(life: Life) -> None:
-    publishing, life.assignment = ElasticPublishing(cast(Any, life)), set()
-    metadata, topic = publishing.metadata, life.settings.topic(ITEMS)
-    try:
-        async with asyncio.timeout(LONGEST):
-            await publishing._follow([SERVED])
-            await asyncio.gather(metadata.open(0), metadata.open(1))
-            for partition in (0, 1):
-                await metadata.process(fetched_of(TP(topic, partition), 0, b"bad"))
-            committed = metadata._indices[SERVED.id].committed.committed
-            assert [await committed(TopicPartition(topic, partition)) for partition in (0, 1)] == [1, 1]
-    finally:
-        await publishing.close()
-        await asyncio.gather(*life.tasks)
+    life.assignment = set()
+    async with publishing_of(life) as publishing:
+        metadata, topic = publishing.metadata, life.settings.topic(ITEMS)
+        await publishing._follow([SERVED])
+        await asyncio.gather(metadata.open(0), metadata.open(1))
+        for partition in (0, 1):
+            await metadata.process(fetched_of(TP(topic, partition), 0, b"bad"))
+        committed = metadata._indices[SERVED.id].committed.committed
+        assert [await committed(TopicPartition(topic, partition)) for partition in (0, 1)] == [1, 1]
 
 
 def test_a_swap_waits_for_what_is_asked_of_the_index_before(make_world: MakeWorld) -> None:
@@ -157,10 +159,10 @@ def test_a_swap_waits_for_what_is_asked_of_the_index_before(make_world: MakeWorl
 
 
 async def _asked(life: Life) -> None:
-    publishing, may_commit, is_asked = ElasticPublishing(cast(Any, life)), asyncio.Event(), asyncio.Event()
-    metadata, fetched = publishing.metadata, partial(fetched_of, TP(life.settings.topic(ITEMS), 0))
-    try:
-        async with asyncio.timeout(LONGEST):
+    may_commit, is_asked = asyncio.Event(), asyncio.Event()
+    async with publishing_of(life) as publishing:
+        metadata, fetched = publishing.metadata, partial(fetched_of, TP(life.settings.topic(ITEMS), 0))
+        try:
             await publishing._follow([SERVED, NEXT])
             coordinator = metadata._indices[SERVED.id].committed._coordinator
             send = coordinator._send_req
@@ -182,10 +184,8 @@ async def _asked(life: Life) -> None:
             await asyncio.gather(processing, following)
             await metadata.process(fetched(1, b"worse"))
             assert metadata.position(0) == 2
-    finally:
-        may_commit.set()
-        await publishing.close()
-        await asyncio.gather(*life.tasks)
+        finally:
+            may_commit.set()
 
 
 def test_a_partition_that_is_taken_away_while_it_is_opened_is_not_kept(make_world: MakeWorld) -> None:
@@ -194,21 +194,16 @@ def test_a_partition_that_is_taken_away_while_it_is_opened_is_not_kept(make_worl
 
 
 async def _taken_away(life: Life) -> None:
-    publishing = ElasticPublishing(cast(Any, life))
-    metadata, begin = publishing.metadata, life.begin
+    begin = life.begin
 
     async def taken_away(tp: TP, offset: int) -> None:
         life.assignment.clear()  # when it was not open yet, so nobody closes it
         await begin(tp, offset)
 
     life.begin = taken_away  # type: ignore[method-assign]
-    try:
-        async with asyncio.timeout(LONGEST):
-            await publishing._follow([SERVED])
-            assert life.read == [(0, 0)] and metadata.position(0) is None
-    finally:
-        await publishing.close()
-        await asyncio.gather(*life.tasks)
+    async with publishing_of(life) as publishing:
+        await publishing._follow([SERVED])
+        assert life.read == [(0, 0)] and publishing.metadata.position(0) is None
 
 
 def test_what_has_documents_of_another_format_is_not_written(make_world: MakeWorld) -> None:
@@ -216,12 +211,9 @@ def test_what_has_documents_of_another_format_is_not_written(make_world: MakeWor
 
 
 async def _refused(life: Life) -> None:
-    publishing = ElasticPublishing(cast(Any, life))
-    try:
+    async with publishing_of(life) as publishing:
         assert not await publishing._fit([(replace(SERVED, format=1), "items")])
         told = "items-000001 has documents of format 1, and this version writes 2: `cco index check` says what to do"
         assert str(publishing.trouble).endswith(told)
         assert await publishing._fit([(replace(SERVED, format=2), "items"), (replace(SERVED, format=1), "users")])
         assert publishing._wanted(SERVED, replace(NEXT, epoch=life.config.epoch, format=1)) == [SERVED]
-    finally:
-        await publishing.close()
